@@ -54,8 +54,8 @@ const char *sv_attention_engine(int32_t dtype, int64_t head_dim);
  *   out       double [B, H, N, D] contiguous;  out_lse double [B, H, N] contiguous or NULL
  *   It knows neither blocks nor lists nor remainder. */
 sv_status sv_attention_reference(const sv_tensor *q, const sv_tensor *k, const sv_tensor *v,
-                                 const uint8_t *mask, const int64_t *kv_len, double scale, double *out,
-                                 double *out_lse);
+                                 const uint8_t *mask, const int64_t *kv_len, double scale,
+                                 const sv_poll *poll, double *out, double *out_lse);
 
 SV_EXTERN_C_END
 #endif

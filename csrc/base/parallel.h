@@ -22,15 +22,24 @@ typedef struct sv_poll {
   void *ctx;
 } sv_poll;
 
+/* sv_poll_interrupted — cheap enough for every row of a loop: the callback looks at its clock first. */
+SV_INLINE bool sv_poll_interrupted(const sv_poll *poll) { return poll && poll->interrupted(poll->ctx); }
+
 /* sv_parallel_for — body(i) for i in 0..n-1. SV_ERR_INTERRUPTED if poll said so; no body runs after the
  * return. Nested calls run in the calling thread. Nothing is allocated after the pool exists. */
 sv_status sv_parallel_for(int64_t n, sv_body body, void *ctx, const sv_poll *poll);
+
+/* sv_parallel_stopped — for a body between its steps: true = return now (SV_ERR_INTERRUPTED will do), since
+ * the loop was interrupted or another item failed. On the calling thread it asks the poll. False outside. */
+bool sv_parallel_stopped(void);
 
 /* sv_parallel_threads — threads a loop may use now: SPARSE_VDIT_THREADS, else torch's count if torch's
  * pool is in use, else OMP_NUM_THREADS, else the CPUs of this process's affinity mask; 1..256. */
 int32_t sv_parallel_threads(void);
 /* sv_parallel_set_threads — overrides the count for this process; 0 returns to the rule above. */
 void sv_parallel_set_threads(int32_t n_threads);
+/* sv_parallel_check — SV_ERR_ARG with a sentence if SPARSE_VDIT_THREADS is no number in 1..256. */
+sv_status sv_parallel_check(void);
 
 /* torch's pool (torch_parallel_for cuts statically, so it is called over [0, threads) with grain 1). */
 typedef void (*sv_torch_range_body)(int64_t begin, int64_t end, void *ctx);

@@ -19,6 +19,7 @@
 
 #include <stdint.h>
 
+#include "base/parallel.h"
 #include "pattern/pattern.h"
 
 SV_EXTERN_C_BEGIN
@@ -63,10 +64,10 @@ typedef struct sv_codes {
 void sv_codes_free(sv_codes *codes);
 
 /* sv_visits_emit — the rows [nq] of one pattern, its codes appended to the pool. with_remainder adds the
- * pooled tiles (full and skip never have any).
- *   contract [alloc pool | errors ARG NOMEM | any thread | bitwise repeatable] */
+ * pooled tiles (full and skip never have any). poll (or NULL) is asked once per query block or so.
+ *   contract [alloc pool | errors ARG NOMEM INTERRUPTED | any thread | bitwise repeatable] */
 sv_status sv_visits_emit(const sv_geometry *g, const sv_pattern *pattern, int with_remainder,
-                         sv_row *out_rows, sv_codes *codes);
+                         sv_row *out_rows, sv_codes *codes, const sv_poll *poll);
 /* sv_visits_emit_mask — the same from a block mask, uint8 [nq, nk], as it stands (controls and tests). */
 sv_status sv_visits_emit_mask(const sv_geometry *g, const uint8_t *mask, int with_remainder, sv_row *out_rows,
                               sv_codes *codes);
