@@ -28,6 +28,9 @@ SV_INLINE bool sv_poll_interrupted(const sv_poll *poll) { return poll && poll->i
 /* sv_parallel_for — body(i) for i in 0..n-1. SV_ERR_INTERRUPTED if poll said so; no body runs after the
  * return. Nested calls run in the calling thread. Nothing is allocated after the pool exists. */
 sv_status sv_parallel_for(int64_t n, sv_body body, void *ctx, const sv_poll *poll);
+/* sv_parallel_for_on — on at most n_threads threads: for owners of scratch per thread, since the count of
+ * sv_parallel_threads may be changed by another thread at any time. */
+sv_status sv_parallel_for_on(int32_t n_threads, int64_t n, sv_body body, void *ctx, const sv_poll *poll);
 
 /* sv_parallel_stopped — for a body between its steps: true = return now (SV_ERR_INTERRUPTED will do), since
  * the loop was interrupted or another item failed. On the calling thread it asks the poll. False outside. */

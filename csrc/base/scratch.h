@@ -1,4 +1,4 @@
-/* scratch.h — one aligned block of memory per call, cut up by its owner. Under SV_TESTING the n-th
+/* scratch.h — one aligned block of memory per call, cut up by its owner. For tests the n-th
  * allocation of the process can be made to fail, so that every error path is walked. */
 #ifndef SV_BASE_SCRATCH_H
 #define SV_BASE_SCRATCH_H
