@@ -1,0 +1,1 @@
+"""Metrics, video files, figures and the HTML page."""
