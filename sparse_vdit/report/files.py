@@ -13,7 +13,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path of the same suffix in the same folder; moves it to `path` at the end, removes it on any error.
+    """Yields a draft beside `path`; moves it there at the end, removes it on any error.
 
     Args:
         path: The file to write or replace.

@@ -1,9 +1,9 @@
 """How near two videos are: PSNR, SSIM, FLIP and, where the video library has it, VMAF.
 
-All take decoded frames [F, 3, H, W] in 0..1, never compressed files. PSNR pools the squared error of the whole video, so that one
-identical frame does not make it infinite; the worst frame is reported beside it. SSIM is Wang's: Gaussian 11x11 window, sigma 1.5,
-valid area only, mean over the colour channels (`skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5,
-use_sample_covariance=False)`).
+All take decoded frames [F, 3, H, W] in 0..1, never compressed files. PSNR pools the squared error of the
+whole video, so that one identical frame does not make it infinite; the worst frame is reported beside it.
+SSIM is Wang's: Gaussian 11x11 window, sigma 1.5, valid area only, mean over the colour channels (as
+scikit-image with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def has_flip() -> bool:
 
 
 def flip(reference: Any, candidate: Any) -> float | None:
-    """Returns the mean low-dynamic-range FLIP error over frames, 0..1, or None without the package `flip-evaluator`."""
+    """Returns the mean FLIP error (LDR) over frames, 0..1, or None without the package `flip-evaluator`."""
     x, y = _pair(reference, candidate, "flip")
     if not has_flip():
         return None

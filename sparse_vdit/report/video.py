@@ -1,7 +1,7 @@
 """Frames to files: MP4 (H.264), GIF, animated WebP, PNG, and sheets of frames for the page.
 
-A video is [F, 3, H, W] in 0..1. Small videos are enlarged by whole pixels (nearest neighbour), so that a pixel stays a square.
-Files are for looking at; metrics never read them.
+A video is [F, 3, H, W] in 0..1. Small videos are enlarged by whole pixels (nearest neighbour), so that
+a pixel stays a square. Files are for looking at; metrics never read them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def enlargement(video: Any) -> int:
 
 
 def difference(reference: Any, candidate: Any, gain: float = 4.0) -> np.ndarray:
-    """Returns `gain` times the absolute difference as a heat picture from black over red to white, [F, 3, H, W] in 0..1."""
+    """Returns `gain` x the absolute difference in heat colours, black, red, white: [F, 3, H, W] in 0..1."""
     error = np.abs(np.asarray(reference, np.float32) - np.asarray(candidate, np.float32)).mean(
         1, keepdims=True
     )
