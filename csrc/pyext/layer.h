@@ -1,0 +1,14 @@
+/* layer.h — one call of the operator out of the packed arrays of a layer: what _torch and the raw pointers
+ * have in common, so that both give the same bits and the same sentences. */
+#ifndef SV_PYEXT_LAYER_H
+#define SV_PYEXT_LAYER_H
+
+#include "pyext/api.h"
+
+/* svpy_layer_run — checks the counts, picks the bin, runs. Without the GIL.
+ *   contract [alloc scratch | errors of sv_attention_cpu | any thread] */
+sv_status svpy_layer_run(const sv_layer_call *call, const sv_poll *poll);
+/* svpy_make_heads — the core's heads from [H, 2] (order, flags) and [H] betas; free with sv_scratch_free. */
+sv_status svpy_make_heads(const int32_t *heads, const float *betas, int64_t n_heads, sv_head **out);
+
+#endif
