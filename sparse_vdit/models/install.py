@@ -1,0 +1,203 @@
+"""apply, remove, applied, observe: put a plan or an observer on a pipeline, and take it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ..plan_identity import ModelIdentity
+from .attend import SITE, SparseProcessor
+from .clock import Clock, module_behind
+from .families import family_of
+from .session import SESSION, Session, refuse_parallel
+
+_TRANSFORMERS = ("transformer", "transformer_2")
+
+
+def transformers_of(who: str, target: Any) -> dict[str, torch.nn.Module]:
+    """The transformers of a pipeline by name, or the given transformer itself.
+
+    Raises:
+        TypeError: Neither a module nor a pipeline with a transformer.
+    """
+    if isinstance(target, torch.nn.Module):
+        return {"transformer": module_behind(target)}
+    found = {name: getattr(target, name, None) for name in _TRANSFORMERS}
+    modules = {
+        name: module_behind(module) for name, module in found.items() if isinstance(module, torch.nn.Module)
+    }
+    if not modules:
+        raise TypeError(
+            f"{who}: got {type(target).__name__}, expected a diffusers pipeline with a transformer, "
+            "or a transformer"
+        )
+    return modules
+
+
+def session_of(transformer: torch.nn.Module) -> Session | None:
+    """The session at work on a transformer, if any."""
+    return transformer.__dict__.get(SESSION)
+
+
+def apply(pipe_or_transformer: Any, plan: Any) -> None:
+    """Put a sparse plan on a pipeline's video self-attention.
+
+    Each self-attention module gets a processor that mirrors its stock one and calls the sparse kernel where the
+    plan is sparse, and the host's own backend where it is not: dense warm-up and layers whose heads are all
+    full. The same plan again changes nothing; another plan replaces it. State lives on this pipeline's modules.
+
+    CogVideoX's `fuse_qkv_projections` and `unfuse_qkv_projections` discard foreign processors: call `apply`
+    again after them.
+
+    Args:
+        pipe_or_transformer: A diffusers pipeline (both experts of Wan 2.2 are served and share a clock), or one
+            of its transformers: CogVideoX 1.0/1.5, HunyuanVideo, Wan 2.1/2.2.
+        plan (SparsePlan): Made for this model and this token geometry.
+
+    Raises:
+        UnsupportedError: Unknown transformer class, processor class or signature; parallelism.
+        ValueError: A plan of another model.
+
+    Example:
+        >>> sparse_vdit.apply(pipe, plan)
+        >>> video = pipe(prompt).frames
+        >>> print(sparse_vdit.explain(pipe))
+    """
+    transformers = transformers_of("apply", pipe_or_transformer)
+    wanted = {}
+    for name, transformer in transformers.items():
+        family = family_of("apply", transformer)
+        refuse_parallel("apply", transformer)
+        part = plan.for_transformer(name)
+        part.check_model(ModelIdentity.from_transformer(transformer))
+        wanted[name] = (family, part)
+    clock = _clock(pipe_or_transformer, transformers)
+    made = []
+    try:
+        for name, transformer in transformers.items():
+            family, part = wanted[name]
+            session = session_of(transformer)
+            if session is not None and session.plan is not None and session.plan.hash == part.hash:
+                session.reinstall(transformer)
+                continue
+            if session is not None:
+                session.uninstall(transformer)
+            Session("apply", family, part, clock, None).install(transformer)
+            made.append(transformer)
+    except BaseException:
+        for transformer in made:
+            remove(transformer)
+        raise
+
+
+def remove(pipe_or_transformer: Any) -> None:
+    """Put back the very processor objects that `apply` or `observe` replaced; without them, do nothing."""
+    for transformer in transformers_of("remove", pipe_or_transformer).values():
+        session = session_of(transformer)
+        if session is not None:
+            session.uninstall(transformer)
+
+
+@contextmanager
+def applied(pipe_or_transformer: Any, plan: Any) -> Iterator[Any]:
+    """`apply` for the length of a with block, then back to the plan (or the stock processors) from before."""
+    before = {
+        name: session_of(transformer)
+        for name, transformer in transformers_of("applied", pipe_or_transformer).items()
+    }
+    apply(pipe_or_transformer, plan)
+    try:
+        yield pipe_or_transformer
+    finally:
+        for name, transformer in transformers_of("applied", pipe_or_transformer).items():
+            session = before.get(name)
+            if session_of(transformer) is session:
+                continue
+            remove(transformer)
+            if session is not None:
+                Session("apply", session.family, session.plan, session.clock, session.recorder).install(
+                    transformer
+                )
+
+
+class Observation:
+    """An observer at work; `close()` or leaving the with block puts the stock processors back."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def close(self) -> None:
+        """Stop observing."""
+        if self._target is not None:
+            remove(self._target)
+            self._target = None
+
+    def __enter__(self) -> Observation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def observe(pipe_or_transformer: Any, recorder: Callable[..., torch.Tensor | None]) -> Observation:
+    """Let a callable see, and replace, every video self-attention of a pipeline.
+
+    Args:
+        pipe_or_transformer: As for `apply`.
+        recorder: Called as `recorder(step, noise_level, layer, q, k, v, dense)` with q, k, v [B, H, N, D]
+            (views) and `dense`, which runs the host's attention when called and whose `kv_len` is int64 [B] or
+            None. Returns the output [B, H, N, D], or None: then the dense output is used.
+
+    Returns:
+        Observation: To close, or to use as a context manager.
+
+    Raises:
+        UnsupportedError: As for `apply`.
+        ValueError: A plan is applied.
+
+    Example:
+        >>> with sparse_vdit.observe(pipe, recorder):
+        ...     pipe(prompt)
+    """
+    transformers = transformers_of("observe", pipe_or_transformer)
+    families = {}
+    for name, transformer in transformers.items():
+        families[name] = family_of("observe", transformer)
+        refuse_parallel("observe", transformer)
+        if session_of(transformer) is not None:
+            raise ValueError(f"observe: {name} has a plan or an observer, expected none; remove(pipe) first")
+    clock = Clock(_pipeline(pipe_or_transformer))
+    try:
+        for name, transformer in transformers.items():
+            Session("observe", families[name], None, clock, recorder).install(transformer)
+    except BaseException:
+        remove(pipe_or_transformer)
+        raise
+    return Observation(pipe_or_transformer)
+
+
+def is_applied(transformer: torch.nn.Module) -> bool:
+    """Does any module of this transformer hold one of our processors?"""
+    return any(
+        isinstance(getattr(module, "processor", None), SparseProcessor) or hasattr(module, SITE)
+        for module in transformer.modules()
+    )
+
+
+def _pipeline(target: Any) -> Any:
+    return None if isinstance(target, torch.nn.Module) else target
+
+
+def _clock(target: Any, transformers: dict[str, torch.nn.Module]) -> Clock:
+    """The clock of a session already at work on this pipeline, else a new one."""
+    for transformer in transformers.values():
+        session = session_of(transformer)
+        if session is not None and session.plan is not None and session.clock.belongs_to(_pipeline(target)):
+            return session.clock
+    return Clock(_pipeline(target))
