@@ -1,8 +1,8 @@
-"""The one junction: a layer's attention goes to the sparse operator, to the host's backend, or to an observer.
+"""The one junction: attention goes to the sparse operator, to the host's own backend, or to an observer.
 
 A processor is a plain object without numbers of its own, shared by the layers of a model; what differs by
-layer is a `Site` on the attention module, mostly tensors. Traced code reads one Python value, `Site.dense`, so
-that a compiled model has one graph for dense and one for sparse steps.
+layer is a `Site` on the attention module, mostly tensors. Traced code reads one Python value, `Site.dense`:
+a compiled model has one graph for dense and one for sparse steps.
 """
 
 from __future__ import annotations

@@ -59,6 +59,11 @@ class Family:
     layout: Callable[[Any, Mapping[str, Any]], Layout]
 
 
+def known_transformers() -> list[str]:
+    """Class names of the transformers in the table."""
+    return sorted(name for _, name in _FAMILIES)
+
+
 def diffusers_version() -> str:
     """Version of the installed diffusers."""
     import diffusers
@@ -75,9 +80,9 @@ def family_of(who: str, transformer: Any) -> Family:
     cls = type(transformer)
     name = _FAMILIES.get((cls.__module__, cls.__qualname__))
     if name is None:
-        known = ", ".join(sorted(qualname for _, qualname in _FAMILIES))
         raise UnsupportedError(
-            f"{who}: transformer is {cls.__module__}.{cls.__qualname__}, expected one of {known} "
+            f"{who}: transformer is {cls.__module__}.{cls.__qualname__}, "
+            f"expected one of {', '.join(known_transformers())} "
             f"(diffusers {diffusers_version()})"
         )
     family: Family = importlib.import_module(f".{name}", __package__).FAMILY

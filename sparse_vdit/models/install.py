@@ -46,16 +46,16 @@ def session_of(transformer: torch.nn.Module) -> Session | None:
 def apply(pipe_or_transformer: Any, plan: Any) -> None:
     """Put a sparse plan on a pipeline's video self-attention.
 
-    Each self-attention module gets a processor that mirrors its stock one and calls the sparse kernel where the
-    plan is sparse, and the host's own backend where it is not: dense warm-up and layers whose heads are all
-    full. The same plan again changes nothing; another plan replaces it. State lives on this pipeline's modules.
+    Each self-attention module gets a processor that mirrors its stock one and calls the sparse kernel where
+    the plan is sparse, and the host's own backend where it is not: dense warm-up and layers whose heads are
+    all full. The same plan again changes nothing; another replaces it. State lives on its modules.
 
     CogVideoX's `fuse_qkv_projections` and `unfuse_qkv_projections` discard foreign processors: call `apply`
     again after them.
 
     Args:
-        pipe_or_transformer: A diffusers pipeline (both experts of Wan 2.2 are served and share a clock), or one
-            of its transformers: CogVideoX 1.0/1.5, HunyuanVideo, Wan 2.1/2.2.
+        pipe_or_transformer: A diffusers pipeline (both experts of Wan 2.2 are served and share a clock), or
+            one of its transformers: CogVideoX 1.0/1.5, HunyuanVideo, Wan 2.1/2.2.
         plan (SparsePlan): Made for this model and this token geometry.
 
     Raises:
@@ -151,7 +151,7 @@ def observe(pipe_or_transformer: Any, recorder: Callable[..., torch.Tensor | Non
     Args:
         pipe_or_transformer: As for `apply`.
         recorder: Called as `recorder(step, noise_level, layer, q, k, v, dense)` with q, k, v [B, H, N, D]
-            (views) and `dense`, which runs the host's attention when called and whose `kv_len` is int64 [B] or
+            (views) and `dense`, which runs the host's attention when called; its `kv_len` is int64 [B] or
             None. Returns the output [B, H, N, D], or None: then the dense output is used.
 
     Returns:

@@ -85,7 +85,7 @@ class Session:
         transformer.register_forward_pre_hook(on_forward, with_kwargs=True)
 
     def reinstall(self, transformer: torch.nn.Module) -> None:
-        """Take back modules whose processor was replaced since (CogVideoX's fuse_qkv_projections does that)."""
+        """Take back modules whose processor was replaced since (CogVideoX's fuse_qkv_projections does)."""
         foreign = [
             (module, site)
             for module, site in zip(self.family.modules(transformer), self.sites, strict=True)
@@ -134,7 +134,7 @@ class Session:
         self.forwards[slot] += 1
 
     def kv_len(self, mask: torch.Tensor, tokens: int) -> torch.Tensor:
-        """int64 [B], keys per sample of a prefix mask [B, 1, 1, N]: summed once per forward and mask object."""
+        """int64 [B], keys per sample of a prefix mask [B, 1, 1, N]; once per forward and mask object."""
         if torch.compiler.is_compiling():
             return mask.sum(dim=(1, 2, 3), dtype=torch.int64)
         if self._kv_len is None or self._mask is not mask:
