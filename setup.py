@@ -39,6 +39,8 @@ C_SOURCES = [
     "csrc/pattern/visits.c",
     "csrc/pattern/visits_decode.c",
     "csrc/pattern/visits_items.c",
+    "csrc/pattern/visits_write.c",
+    "csrc/pattern/windows.c",
     "csrc/pyext/api.c",
     "csrc/pyext/attention.c",
     "csrc/pyext/convert.c",

@@ -127,8 +127,10 @@ typedef struct job {
 static sv_status open_job(job *j, const char *who, PyObject *geometry, PyObject *list, PyObject *remainder) {
   PyArrayObject *flags;
   SV_TRY(svpy_to_geometry(who, geometry, &j->g));
-  j->sources = PySequence_Tuple(list);
-  if (!j->sources) return SV_ERR_TYPE;
+  if (!PyList_Check(list) && !PyTuple_Check(list))
+    return sv_fail(SV_ERR_TYPE, "%s: there is no list of arrays, expected one", who);
+  j->sources = PySequence_Tuple(list); /* of our own: another thread may change the list */
+  if (!j->sources) return SV_ERR_NOMEM;
   j->n = PyTuple_Size(j->sources);
   SV_TRY(svpy_to_array(who, "remainder", remainder, NPY_BOOL, 1, &j->n, &flags));
   j->remainder = PyArray_DATA(flags);

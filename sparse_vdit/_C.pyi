@@ -1,0 +1,82 @@
+"""Types of the C module. `Ints` are tuples or lists of int in the wire formats of csrc/pattern/*.h; arrays are C-contiguous."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = tuple[int, ...] | list[int]
+View = tuple[int, tuple[int, ...], tuple[int, ...]]
+Metadata = tuple[tuple[int, ...], tuple[int, ...], str]
+Masks = NDArray[np.bool_]
+
+_api: Any
+
+class SparseVDiTError(Exception): ...
+class UnsupportedError(SparseVDiTError, NotImplementedError): ...
+class CudaError(SparseVDiTError, RuntimeError): ...
+
+def geometry_check(geometry: Ints) -> None: ...
+def pattern_check(geometry: Ints, pattern: NDArray[np.int64], who: str = "pattern") -> None: ...
+def places(geometry: Ints, order: Ints) -> NDArray[np.int64]: ...
+def tokens(geometry: Ints, order: Ints) -> NDArray[np.int32]: ...
+def visits(
+    geometry: Ints, patterns: Sequence[NDArray[np.int64]], remainder: Masks
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]: ...
+def visits_from_masks(
+    geometry: Ints, masks: Sequence[Masks], remainder: Masks
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]: ...
+def block_mask(geometry: Ints, rows: NDArray[np.uint32], codes: NDArray[np.uint32]) -> Masks: ...
+def visited_pairs(geometry: Ints, rows: NDArray[np.uint32], codes: NDArray[np.uint32]) -> float: ...
+def items(geometry: Ints, rows: NDArray[np.uint32], choice: NDArray[np.int32], remainder: Masks) -> NDArray[np.uint32]: ...
+def attention(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    items: NDArray[np.uint32],
+    codes: NDArray[np.uint32],
+    heads: NDArray[np.int32],
+    betas: NDArray[np.float32],
+    tokens: NDArray[np.int32],
+    geometry: Ints,
+    scale: float,
+    kv_len: NDArray[np.int64] | None,
+    return_lse: bool,
+) -> Any: ...
+def attention_pointers(
+    dtype: str,
+    q: View,
+    k: View,
+    v: View,
+    out: View,
+    lse: View | None,
+    items: View,
+    codes: View,
+    heads: View,
+    betas: View,
+    tokens: View,
+    bin: int,
+    geometry: Ints,
+    scale: float,
+    kv_len: View | None,
+) -> None: ...
+def attention_check(
+    q: Metadata, k: Metadata, v: Metadata, geometry: Ints, n_heads: int, scale: float, device: str = "cpu"
+) -> None: ...
+def attention_reference(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    mask: NDArray[Any] | None,
+    kv_len: NDArray[np.int64] | None,
+    scale: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def attention_engine(dtype: str, head_dim: int) -> str: ...
+def fma_peak(dtype: str = "float32", seconds: float = 0.2) -> float: ...
+def build_info() -> dict[str, Any]: ...
+def set_threads(n: int) -> None: ...
+def scratch_live() -> int: ...
+def scratch_fail_at(n: int) -> None: ...
+def raise_interrupt() -> None: ...
+def _bind_torch() -> bool: ...
