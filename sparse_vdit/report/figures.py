@@ -167,8 +167,9 @@ def _draw_map(place: Any, head: HeadMap) -> None:
     extent = (0, head.tokens, head.tokens, 0)
     top = float(head.weights.max()) or 1.0
     floor = top * 10**-_DECADES
-    place.imshow(np.log10(np.maximum(head.weights, floor) / top), cmap="magma", vmin=-_DECADES, vmax=0,
-                 extent=extent, interpolation="none")  # fmt: skip
+    shades = np.log10(np.maximum(head.weights, floor) / top)
+    shades = np.round(shades * (_LEVELS / _DECADES)) * (_DECADES / _LEVELS)
+    place.imshow(shades, cmap="magma", vmin=-_DECADES, vmax=0, extent=extent, interpolation="none")
     for border in head.borders:
         place.axvline(border, color="white", lw=0.3, alpha=0.25)
         place.axhline(border, color="white", lw=0.3, alpha=0.25)
