@@ -20,6 +20,17 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 C_SOURCES = [
+    "csrc/attention/attention.c",
+    "csrc/attention/block_avx2.c",
+    "csrc/attention/block_avx512.c",
+    "csrc/attention/block_avx512bf16.c",
+    "csrc/attention/block_ops.c",
+    "csrc/attention/block_portable.c",
+    "csrc/attention/engine.c",
+    "csrc/attention/pack.c",
+    "csrc/attention/reference.c",
+    "csrc/attention/remainder.c",
+    "csrc/attention/walk.c",
     "csrc/base/cpu.c",
     "csrc/base/parallel.c",
     "csrc/base/scratch.c",

@@ -7,6 +7,8 @@ grad is refused.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import warnings
 from typing import Any, NamedTuple
 
@@ -222,19 +224,30 @@ def _attention_python(
     return out, lse
 
 
+def _load_extension() -> bool:
+    """Registers the bodies of _torch; False where it was not built. One that cannot be loaded is said aloud."""
+    if importlib.util.find_spec(f"{__package__}._torch") is None:
+        return False
+    try:
+        importlib.import_module(f"{__package__}._torch")
+    except ImportError as error:
+        warnings.warn(
+            f"ops: sparse_vdit._torch does not load under torch {torch.__version__} ({error}), expected the torch it "
+            "was built with or a later one; the slower Python bodies serve",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return False
+    return True
+
+
 def _register() -> tuple[torch.library.Library, str]:
     library = torch.library.Library("sparse_vdit", "FRAGMENT")
     library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
-    try:
-        from . import _torch  # noqa: F401
-
-        door = "_torch"
-    except ImportError as error:
-        if error.name != f"{__package__}._torch" and "No module named" not in str(error):
-            warnings.warn(f"sparse_vdit._torch was built but cannot be loaded: {error}", RuntimeWarning, stacklevel=3)
+    door = "_torch" if _load_extension() else "python"
+    if door == "python":
         library.impl("attention", _attention_python, "CPU")
         library.impl("attention", _attention_cuda, "CUDA")
-        door = "python"
     library.impl("attention", _attention_grad, "Autograd")
     torch.library.register_fake("sparse_vdit::attention", _attention_fake, lib=library)
     _C._bind_torch()

@@ -51,3 +51,13 @@ PyObject *svpy_finish(PyObject *module, sv_status status, svpy_poll *poll, PyObj
   Py_XDECREF(result);
   return status == SV_OK ? NULL : svpy_raise(module, status, poll);
 }
+
+/* A status by number, for the tests: some never happen by themselves. */
+SVPY_FUNCTION(svpy_fail) {
+  static char *names[] = {"status", "sentence", NULL};
+  int status;
+  const char *sentence;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "is:_fail", names, &status, &sentence)) return NULL;
+  sv_status failed = status == SV_OK ? SV_OK : sv_fail((sv_status)status, "%s", sentence);
+  return svpy_finish(module, failed, NULL, Py_NewRef(Py_None));
+}

@@ -54,6 +54,7 @@ SVPY_FUNCTION(svpy_build_info) {
   (void)keywords;
   if (!PyArg_ParseTuple(args, ":build_info")) return NULL;
   sv_status status = sv_cpu_check();
+  if (status == SV_OK) status = sv_parallel_check();
   if (status != SV_OK) return svpy_raise(module, status, NULL);
   PyObject *info = PyDict_New();
   if (info && fill_info(info) != 0) Py_CLEAR(info);

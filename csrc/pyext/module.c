@@ -30,6 +30,7 @@ static PyMethodDef functions[] = {
     ENTRY("scratch_fail_at", svpy_scratch_fail_at),
     ENTRY("raise_interrupt", svpy_raise_interrupt),
     ENTRY("_bind_torch", svpy_bind_torch),
+    ENTRY("_fail", svpy_fail),
     {NULL, NULL, 0, NULL},
 };
 
