@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from ..plan_identity import ModelIdentity
-from .attend import SITE, SparseProcessor
+from ..plan import ModelIdentity, SparsePlan, TransformerPlan
 from .clock import Clock, module_behind
 from .families import family_of
 from .session import SESSION, Session, refuse_parallel
@@ -56,7 +55,8 @@ def apply(pipe_or_transformer: Any, plan: Any) -> None:
     Args:
         pipe_or_transformer: A diffusers pipeline (both experts of Wan 2.2 are served and share a clock), or
             one of its transformers: CogVideoX 1.0/1.5, HunyuanVideo, Wan 2.1/2.2.
-        plan (SparsePlan): Made for this model and this token geometry.
+        plan (SparsePlan): Made for this model and this token geometry. A plan of one transformer serves both
+            experts of Wan 2.2.
 
     Raises:
         UnsupportedError: Unknown transformer class, processor class or signature; parallelism.
@@ -68,11 +68,12 @@ def apply(pipe_or_transformer: Any, plan: Any) -> None:
         >>> print(sparse_vdit.explain(pipe))
     """
     transformers = transformers_of("apply", pipe_or_transformer)
+    plan = _checked_plan(plan)
     wanted = {}
     for name, transformer in transformers.items():
         family = family_of("apply", transformer)
         refuse_parallel("apply", transformer)
-        part = plan.for_transformer(name)
+        part = _part(plan, name, pipe_or_transformer)
         part.check_model(ModelIdentity.from_transformer(transformer))
         wanted[name] = (family, part)
     clock = _clock(pipe_or_transformer, transformers)
@@ -81,12 +82,12 @@ def apply(pipe_or_transformer: Any, plan: Any) -> None:
         for name, transformer in transformers.items():
             family, part = wanted[name]
             session = session_of(transformer)
-            if session is not None and session.plan is not None and session.plan.hash == part.hash:
+            if session is not None and session.plan_hash == plan.hash:
                 session.reinstall(transformer)
                 continue
             if session is not None:
                 session.uninstall(transformer)
-            Session("apply", family, part, clock, None).install(transformer)
+            Session("apply", family, clock, plan=part, plan_hash=plan.hash).install(transformer)
             made.append(transformer)
     except BaseException:
         for transformer in made:
@@ -119,9 +120,7 @@ def applied(pipe_or_transformer: Any, plan: Any) -> Iterator[Any]:
                 continue
             remove(transformer)
             if session is not None:
-                Session("apply", session.family, session.plan, session.clock, session.recorder).install(
-                    transformer
-                )
+                session.again().install(transformer)
 
 
 class Observation:
@@ -175,19 +174,26 @@ def observe(pipe_or_transformer: Any, recorder: Callable[..., torch.Tensor | Non
     clock = Clock(_pipeline(pipe_or_transformer))
     try:
         for name, transformer in transformers.items():
-            Session("observe", families[name], None, clock, recorder).install(transformer)
+            Session("observe", families[name], clock, recorder=recorder).install(transformer)
     except BaseException:
         remove(pipe_or_transformer)
         raise
     return Observation(pipe_or_transformer)
 
 
-def is_applied(transformer: torch.nn.Module) -> bool:
-    """Does any module of this transformer hold one of our processors?"""
-    return any(
-        isinstance(getattr(module, "processor", None), SparseProcessor) or hasattr(module, SITE)
-        for module in transformer.modules()
-    )
+def _checked_plan(plan: Any) -> SparsePlan:
+    if isinstance(plan, TransformerPlan):
+        return SparsePlan(plan)
+    if not isinstance(plan, SparsePlan):
+        raise TypeError(f"apply: plan is {type(plan).__name__}, expected a SparsePlan")
+    return plan
+
+
+def _part(plan: SparsePlan, name: str, target: Any) -> TransformerPlan:
+    """The plan of one transformer; a plan of a single one serves each expert of that identity."""
+    if len(plan.names) == 1 or isinstance(target, torch.nn.Module):
+        return plan.sole
+    return plan.for_transformer(name)
 
 
 def _pipeline(target: Any) -> Any:

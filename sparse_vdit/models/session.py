@@ -12,11 +12,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..errors import SparseVDiTError, UnsupportedError
+from ..plan import LayerPlan, TransformerPlan
 from .attend import SITE, Site, SparseProcessor
 from .clock import Clock
 from .families import Family, Layout, diffusers_version, forward_arguments, replacement
@@ -38,11 +37,21 @@ class Session:
         forwards (list[int]): Forwards per slot.
     """
 
-    def __init__(self, who: str, family: Family, plan: Any, clock: Clock, recorder: Recorder | None) -> None:
+    def __init__(
+        self,
+        who: str,
+        family: Family,
+        clock: Clock,
+        *,
+        plan: TransformerPlan | None = None,
+        plan_hash: str | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.who = who
         self.family = family
-        self.plan = plan
         self.clock = clock
+        self.plan = plan
+        self.plan_hash = plan_hash
         self.recorder = recorder
         self.sites: list[Site] = []
         self.layout: Layout | None = None
@@ -65,6 +74,17 @@ class Session:
         for name, value in self.__dict__.items():
             setattr(twin, name, copy.deepcopy(value, memo))
         return twin
+
+    def again(self) -> Session:
+        """A new session with the same plan or observer."""
+        return Session(
+            self.who,
+            self.family,
+            self.clock,
+            plan=self.plan,
+            plan_hash=self.plan_hash,
+            recorder=self.recorder,
+        )
 
     def install(self, transformer: torch.nn.Module) -> None:
         """Set processors and hook; nothing is changed unless every module is known."""
@@ -152,20 +172,19 @@ class Session:
         from .. import ops
 
         self.operator = ops.attention_layer
-        shared: dict[Any, torch.Tensor] = {}
         for site in self.sites:
             layers = [self.plan.layer(number, site.layer) for number in range(len(site.full))]
             site.full = [is_full(layer) for layer in layers]
             if not all(site.full):
-                site.packed = packed_layer(self.plan, site.layer, shared)
+                site.packed = ops.PackedLayer.from_arrays(self.plan.packed(site.layer))
 
     def _move(self, device: torch.device) -> None:
         if device == self.device:
             return
-        moved: dict[int, Any] = {}
+        shared: dict[Any, torch.Tensor] = {}
         with torch.inference_mode(False):
             for site in self.sites:
-                site.packed = None if site.packed is None else site.packed.to(device, moved)
+                site.packed = None if site.packed is None else _moved(site.packed, device, shared)
                 site.tally = site.tally.to(device)
             self.bin, self.slot = self.bin.to(device), self.slot.to(device)
         self.device = device
@@ -221,31 +240,21 @@ def refuse_parallel(who: str, transformer: Any) -> None:
             )
 
 
-def is_full(layer: Any) -> bool:
+def is_full(layer: LayerPlan) -> bool:
     """Are all heads of a `LayerPlan` full?"""
     return bool(layer.patterns) and all(pattern.kind == "full" for pattern in layer.patterns)
 
 
-def packed_layer(plan: Any, layer: int, shared: dict[Any, torch.Tensor]) -> Any:
-    """The operator's tensors of one layer; arrays that layers share become one tensor."""
-    from .. import ops
-
-    arrays = plan.packed(layer)
-    return ops.PackedLayer(
-        items=_tensor(arrays.items, shared),
-        codes=_tensor(arrays.codes, shared),
-        heads=_tensor(arrays.heads, shared),
-        betas=_tensor(arrays.betas, shared),
-        tokens=_tensor(arrays.tokens, shared),
-        geometry=tuple(arrays.geometry),
-    )
-
-
-def _tensor(array: NDArray[Any], shared: dict[Any, torch.Tensor]) -> torch.Tensor:
-    key = (array.ctypes.data, array.shape, array.strides, array.dtype)
-    if array.size == 0 or key not in shared:
-        shared[key] = torch.from_numpy(np.array(array))
-    return shared[key]
+def _moved(packed: Any, device: torch.device, shared: dict[Any, torch.Tensor]) -> Any:
+    """A `PackedLayer` on another device; tensors over the same memory become one tensor there."""
+    tensors = {}
+    for name in ("items", "codes", "heads", "betas", "tokens"):
+        tensor = getattr(packed, name)
+        key = (tensor.data_ptr(), tensor.shape, tensor.dtype)
+        if tensor.numel() == 0 or key not in shared:
+            shared[key] = tensor.to(device)
+        tensors[name] = shared[key]
+    return packed._replace(**tensors)
 
 
 def _exchange(

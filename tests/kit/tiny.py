@@ -79,7 +79,7 @@ def cogvideox(flavour: str = "1.0", layers: int = 3, size: dict[str, int] = SMAL
         text_encoder=None,
         vae=None,
         transformer=transformer,
-        scheduler=CogVideoXDDIMScheduler(),
+        scheduler=CogVideoXDDIMScheduler(timestep_spacing="trailing"),
     )
     video = _video_tokens(size)
     if flavour == "1.5":
