@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0, Fuse
 from diffusers.models.embeddings import apply_rotary_emb
 
 from .attend import SparseProcessor, attend, site_of
-from .families import Family, Layout
+from .families import Family, Layout, register_with_diffusers, skip_to_both
 
 
 def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -84,6 +84,8 @@ def _layout(transformer: Any, arguments: Mapping[str, Any]) -> Layout:
     return Layout(frames // p_t, height // p, width // p, arguments["encoder_hidden_states"].shape[1], 0)
 
 
+register_with_diffusers(SparseCogVideoXAttnProcessor, skip_to_both)
+register_with_diffusers(SparseFusedCogVideoXAttnProcessor, skip_to_both)
 FAMILY = Family(
     name="CogVideoX",
     processors={

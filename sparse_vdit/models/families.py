@@ -113,6 +113,27 @@ def replacement(who: str, family: Family, path: str, processor: Any) -> type:
     return ours
 
 
+def register_with_diffusers(processor: type, skip: Callable[..., Any]) -> None:
+    """Tell diffusers' layer-skipping guiders what our processor gives when its attention is skipped."""
+    try:
+        from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
+    except ImportError:  # a version without such guiders
+        return
+    AttentionProcessorRegistry.register(processor, AttentionProcessorMetadata(skip_processor_output_fn=skip))
+
+
+def skip_to_video(module: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    """A skipped attention of the video alone hands its input on."""
+    return hidden_states
+
+
+def skip_to_both(
+    module: Any, hidden_states: Any, encoder_hidden_states: Any, *args: Any, **kwargs: Any
+) -> tuple[Any, Any]:
+    """A skipped joint attention hands video and text on."""
+    return hidden_states, encoder_hidden_states
+
+
 def forward_arguments(
     transformer: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 
 from .attend import SparseProcessor, attend, site_of
-from .families import Family, Layout
+from .families import Family, Layout, register_with_diffusers, skip_to_both
 
 
 class SparseHunyuanVideoAttnProcessor(SparseProcessor):
@@ -121,6 +121,7 @@ def _layout(transformer: Any, arguments: Mapping[str, Any]) -> Layout:
     return Layout(frames // p_t, height // p, width // p, 0, arguments["encoder_hidden_states"].shape[1])
 
 
+register_with_diffusers(SparseHunyuanVideoAttnProcessor, skip_to_both)
 FAMILY = Family(
     name="HunyuanVideo",
     processors={HunyuanVideoAttnProcessor2_0: SparseHunyuanVideoAttnProcessor},

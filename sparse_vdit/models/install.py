@@ -126,14 +126,15 @@ def applied(pipe_or_transformer: Any, plan: Any) -> Iterator[Any]:
 class Observation:
     """An observer at work; `close()` or leaving the with block puts the stock processors back."""
 
-    def __init__(self, target: Any) -> None:
-        self._target = target
+    def __init__(self, observed: list[tuple[torch.nn.Module, Session]]) -> None:
+        self._observed = observed
 
     def close(self) -> None:
-        """Stop observing."""
-        if self._target is not None:
-            remove(self._target)
-            self._target = None
+        """Stop observing; a plan applied since stays."""
+        for transformer, session in self._observed:
+            if session_of(transformer) is session:
+                session.uninstall(transformer)
+        self._observed = []
 
     def __enter__(self) -> Observation:
         return self
@@ -172,13 +173,16 @@ def observe(pipe_or_transformer: Any, recorder: Callable[..., torch.Tensor | Non
         if session_of(transformer) is not None:
             raise ValueError(f"observe: {name} has a plan or an observer, expected none; remove(pipe) first")
     clock = Clock(_pipeline(pipe_or_transformer))
+    observation = Observation([])
     try:
         for name, transformer in transformers.items():
-            Session("observe", families[name], clock, recorder=recorder).install(transformer)
+            session = Session("observe", families[name], clock, recorder=recorder)
+            session.install(transformer)
+            observation._observed.append((transformer, session))
     except BaseException:
-        remove(pipe_or_transformer)
+        observation.close()
         raise
-    return Observation(pipe_or_transformer)
+    return observation
 
 
 def _checked_plan(plan: Any) -> SparsePlan:

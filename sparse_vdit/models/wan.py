@@ -10,7 +10,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, _get_qkv_projections
 
 from .attend import SparseProcessor, attend, site_of
-from .families import Family, Layout
+from .families import Family, Layout, register_with_diffusers, skip_to_video
 
 
 class SparseWanAttnProcessor(SparseProcessor):
@@ -70,6 +70,7 @@ def _layout(transformer: Any, arguments: Mapping[str, Any]) -> Layout:
     return Layout(frames // p_t, height // p_h, width // p_w, 0, 0)
 
 
+register_with_diffusers(SparseWanAttnProcessor, skip_to_video)
 FAMILY = Family(
     name="Wan",
     processors={WanAttnProcessor: SparseWanAttnProcessor},

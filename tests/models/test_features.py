@@ -1,6 +1,6 @@
-"""diffusers' own features with a sparse plan: each gives what it gives without us, to the bit where we are dense.
+"""diffusers' own features with a plan: each gives what it gives without us, to the bit where we are dense.
 
-The reference of a sparse run under a feature is the oracle: the stock pipeline with the feature, its SDPA replaced.
+The reference of a sparse run is the oracle: the stock pipeline with the feature, its SDPA replaced.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def test_fused_projections_of_cogvideox_need_a_second_apply() -> None:
 
     transformer.fuse_qkv_projections()
     with pytest.raises(
-        SparseVDiTError, match="layer 0 is FusedCogVideoXAttnProcessor2_0 since apply.*call apply"
+        SparseVDiTError, match=r"layer 0 is FusedCogVideoXAttnProcessor2_0 since apply.*call apply"
     ):
         small.run()
     sparse_vdit.apply(small.pipe, plan)
@@ -240,9 +240,9 @@ def test_skipped_attention_scores_are_refused() -> None:
     layer_skip = pytest.importorskip("diffusers.hooks.layer_skip")
     small = tiny.wan()
     sparse_vdit.apply(small.pipe, mixed_plan(small))
-    with pytest.raises(UnsupportedError, match="AttentionScoreSkipFunctionMode"):
-        with layer_skip.AttentionScoreSkipFunctionMode():
-            small.run()
+    mode = layer_skip.AttentionScoreSkipFunctionMode()
+    with pytest.raises(UnsupportedError, match="AttentionScoreSkipFunctionMode"), mode:
+        small.run()
 
 
 @pytest.mark.parametrize("name", NAMES)
