@@ -96,12 +96,17 @@ def attention_layer(
         return (out, lse) if return_lse else out
     _refuse_grad(q, k, v)
     _check(q, k, v, packed, scale)
-    try:
-        out, lse = torch.ops.sparse_vdit.attention.default(q, k, v, *lists, bin, *rest)
-    except RuntimeError:
-        _C.raise_interrupt()  # raises what a signal handler raised while the kernel ran; else nothing
-        raise
+    out, lse = _call(q, k, v, *lists, bin, *rest)
     return (out, lse) if return_lse else out
+
+
+def _call(*arguments: Any) -> Any:
+    """The operator; what a signal handler raised while it ran comes out in place of its RuntimeError."""
+    try:
+        return torch.ops.sparse_vdit.attention.default(*arguments)
+    except RuntimeError:
+        _C.raise_interrupt()
+        raise
 
 
 def _refuse_grad(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -167,7 +172,7 @@ def _attention_grad(*arguments: Any) -> Any:
     """Stands before the bodies: refuses what requires grad instead of losing it quietly."""
     _refuse_grad(*arguments[:3])
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.sparse_vdit.attention.default(*arguments)
+        return _call(*arguments)
 
 
 def _attention_cuda(*arguments: Any) -> Any:

@@ -25,11 +25,14 @@ static int64_t count_items(const sv_item *items, int64_t n) {
 static sv_status check_list(const char *name, const sv_tensor *view, int n_dims, const int64_t *shape) {
   if (view->ndim != n_dims)
     return sv_fail(SV_ERR_ARG, "attention: %s has %d dimensions, expected %d", name, (int)view->ndim, n_dims);
-  int64_t stride = 1;
-  for (int i = n_dims - 1; i >= 0; i--) {
+  int64_t stride = 1, n_elements = 1;
+  for (int i = 0; i < n_dims; i++) {
     if (shape[i] != -1 && view->shape[i] != shape[i])
       return sv_fail(SV_ERR_ARG, "attention: %s.shape[%d] is %lld, expected %lld", name, i,
                      (long long)view->shape[i], (long long)shape[i]);
+    n_elements *= view->shape[i];
+  }
+  for (int i = n_dims - 1; i >= 0 && n_elements > 0; i--) {
     if (view->shape[i] > 1 && view->stride[i] != stride)
       return sv_fail(SV_ERR_ARG, "attention: %s.stride[%d] is %lld, expected %lld (contiguous)", name, i,
                      (long long)view->stride[i], (long long)stride);
