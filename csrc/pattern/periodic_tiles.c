@@ -69,8 +69,11 @@ static rule make_rule(const sv_geometry *g, const sv_pattern *pattern) {
   return r;
 }
 
-/* frame_tokens_of — tokens of a frame; a slab of full thickness holds side[0] times as many. */
-static int64_t frame_tokens_of(const rule *r) { return r->boxes.grid[1] * r->boxes.grid[2]; }
+/* keep_along — the boxes of one axis near the query's, runs joined across `gap` boxes. */
+static sv_status keep_along(sv_cover *cover, const rule *r, const box_range *query, int axis, int64_t gap) {
+  return sv_window_emit(&r->windows[axis], r->n[axis], query->first[axis], query->last[axis], gap,
+                        &cover->axes[axis], &cover->spare);
+}
 
 /* add_area — boxes first..last of the raster as a run of tokens of one frame. */
 static sv_status add_area(sv_cover *cover, const rule *r, int64_t first, int64_t last, int64_t gap) {
@@ -78,12 +81,19 @@ static sv_status add_area(sv_cover *cover, const rule *r, int64_t first, int64_t
                      gap);
 }
 
-/* rows_touch — one run of columns per row, and the gap to the next row's is small: rows can be joined. */
-static bool rows_touch(const sv_cover *cover, const rule *r, int64_t gap) {
+/* joinable — runs with `between` tokens from one to the next line (a row, a slab) of `line_tokens`: how many
+ * unvisited lines may lie between two visited ones so that their runs are still joined; -1: not even none. */
+static int64_t joinable(int64_t between, int64_t line_tokens, int64_t gap) {
+  return between > gap ? -1 : (gap - between) / line_tokens;
+}
+
+/* joinable_rows — when every kept row holds one run of columns. */
+static int64_t joinable_rows(const sv_cover *cover, const rule *r, int64_t gap) {
   const sv_runs *columns = &cover->axes[2];
-  if (columns->n != 1) return false;
+  if (columns->n != 1) return -1;
   int64_t boxes_between = sv_runs_first(columns, 0) + r->n[2] - 1 - sv_runs_last(columns, 0);
-  return boxes_between * r->boxes.side[1] * r->boxes.side[2] <= gap;
+  int64_t area = r->boxes.side[1] * r->boxes.side[2];
+  return joinable(boxes_between * area, r->n[2] * area, gap);
 }
 
 static sv_status add_areas_of_rows(sv_cover *cover, const rule *r, int64_t first_row, int64_t last_row,
@@ -97,13 +107,16 @@ static sv_status add_areas_of_rows(sv_cover *cover, const rule *r, int64_t first
 }
 
 /* collect_areas — kept rows x kept columns as runs of tokens of one frame, ascending. */
-static sv_status collect_areas(sv_cover *cover, const rule *r) {
+static sv_status collect_areas(sv_cover *cover, const rule *r, const box_range *query) {
   const sv_runs *rows = &cover->axes[1], *columns = &cover->axes[2];
   int64_t gap = r->gap_tokens / r->boxes.side[0];
+  SV_TRY(keep_along(cover, r, query, 2, gap / (r->boxes.side[1] * r->boxes.side[2])));
+  int64_t join = joinable_rows(cover, r, gap);
+  SV_TRY(keep_along(cover, r, query, 1, join < 0 ? 0 : join));
   cover->areas.n = 0;
-  for (int64_t i = 0; i < rows->n; i++) {
+  for (int64_t i = 0; i < rows->n && columns->n > 0; i++) {
     int64_t first = sv_runs_first(rows, i), last = sv_runs_last(rows, i);
-    if (rows_touch(cover, r, gap))
+    if (join >= 0)
       SV_TRY(add_area(cover, r, first * r->n[2] + sv_runs_first(columns, 0),
                       last * r->n[2] + sv_runs_last(columns, 0), gap));
     else
@@ -112,10 +125,12 @@ static sv_status collect_areas(sv_cover *cover, const rule *r) {
   return SV_OK;
 }
 
-static bool slabs_touch(const sv_cover *cover, const rule *r) {
-  if (cover->areas.n != 1) return false;
-  int64_t between = sv_runs_first(&cover->areas, 0) + frame_tokens_of(r) - 1 - sv_runs_last(&cover->areas, 0);
-  return between * r->boxes.side[0] <= r->gap_tokens;
+/* joinable_slabs — when every kept slab holds one run. */
+static int64_t joinable_slabs(const sv_cover *cover, const rule *r) {
+  if (cover->areas.n != 1) return -1;
+  int64_t frame_tokens = r->boxes.grid[1] * r->boxes.grid[2];
+  int64_t between = sv_runs_first(&cover->areas, 0) + frame_tokens - 1 - sv_runs_last(&cover->areas, 0);
+  return joinable(between * r->boxes.side[0], frame_tokens * r->boxes.side[0], r->gap_tokens);
 }
 
 static int64_t area_start(const sv_cover *cover, const rule *r, int64_t slab, int64_t i) {
@@ -129,8 +144,6 @@ static int64_t area_end(const sv_cover *cover, const rule *r, int64_t slab, int6
 }
 
 static sv_status cover_slabs(sv_cover *cover, const rule *r, int64_t first_slab, int64_t last_slab) {
-  if (slabs_touch(cover, r))
-    return sv_cover_positions(cover, area_start(cover, r, first_slab, 0), area_end(cover, r, last_slab, 0));
   for (int64_t slab = first_slab; slab <= last_slab; slab++)
     for (int64_t i = 0; i < cover->areas.n; i++)
       SV_TRY(sv_cover_positions(cover, area_start(cover, r, slab, i), area_end(cover, r, slab, i)));
@@ -139,15 +152,17 @@ static sv_status cover_slabs(sv_cover *cover, const rule *r, int64_t first_slab,
 
 /* cover_product — the key blocks of all query boxes in a product of ranges. */
 static sv_status cover_product(sv_cover *cover, const rule *r, const box_range *query) {
-  for (int axis = 0; axis < 3; axis++) {
-    cover->axes[axis].n = 0;
-    SV_TRY(sv_window_emit(&r->windows[axis], r->n[axis], query->first[axis], query->last[axis],
-                          &cover->axes[axis], &cover->spare));
-    if (cover->axes[axis].n == 0) return SV_OK;
+  const sv_runs *slabs = &cover->axes[0];
+  SV_TRY(collect_areas(cover, r, query));
+  int64_t join = joinable_slabs(cover, r);
+  SV_TRY(keep_along(cover, r, query, 0, join < 0 ? 0 : join));
+  for (int64_t i = 0; i < slabs->n && cover->areas.n > 0; i++) {
+    int64_t first = sv_runs_first(slabs, i), last = sv_runs_last(slabs, i);
+    if (join >= 0)
+      SV_TRY(sv_cover_positions(cover, area_start(cover, r, first, 0), area_end(cover, r, last, 0)));
+    else
+      SV_TRY(cover_slabs(cover, r, first, last));
   }
-  SV_TRY(collect_areas(cover, r));
-  for (int64_t i = 0; i < cover->axes[0].n; i++)
-    SV_TRY(cover_slabs(cover, r, sv_runs_first(&cover->axes[0], i), sv_runs_last(&cover->axes[0], i)));
   return SV_OK;
 }
 

@@ -11,9 +11,9 @@ typedef struct sv_window {
 
 #define SV_WINDOW_INTS 3
 
-/* sv_window_emit — all i in 0..n-1 with near(i - j) for at least one j in first..last; appended to `out`
- * and normalised. n <= 2^31; any legal window, however large. */
-sv_status sv_window_emit(const sv_window *window, int64_t n, int64_t first, int64_t last, sv_runs *out,
-                         sv_runs *spare);
+/* sv_window_emit — all i in 0..n-1 with near(i - j) for at least one j in first..last, as ascending runs;
+ * runs with at most `gap` boxes between them may come joined. n < 2^31; any legal window, however large. */
+sv_status sv_window_emit(const sv_window *window, int64_t n, int64_t first, int64_t last, int64_t gap,
+                         sv_runs *out, sv_runs *spare);
 
 #endif
