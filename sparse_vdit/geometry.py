@@ -1,6 +1,7 @@
 """The token layout of an attention call and the order of its tokens: `Geometry` and `Order`, frozen values.
 
-The integers of `to_ints` are the wire formats of `csrc/pattern/geometry.h` and `csrc/pattern/order.h`. Here are
+The integers of `to_ints` are the wire formats of `csrc/pattern/geometry.h` and `csrc/pattern/order.h`. Here
+are
 also the two checks that every reader of plain values uses: `integer` and `closed`. Next: `pattern.py`.
 """
 
@@ -37,8 +38,8 @@ def integer(who: str, name: str, value: Any, low: int, high: int | None = None) 
 class Geometry:
     """The token layout of one attention call: [prefix | frames x height x width | suffix].
 
-    Video token (f, r, c) has the sequence index prefix + (f * height + r) * width + c. Blocks are consecutive places
-    of `block_q` (`block_k`) tokens; the last one may be short.
+    Video token (f, r, c) has the sequence index prefix + (f * height + r) * width + c. Blocks are
+    consecutive places of `block_q` (`block_k`) tokens; the last one may be short.
 
     Args:
         frames, height, width: tokens along each axis, at least 1.
@@ -157,8 +158,8 @@ def json_type(value: Any) -> str:
 class Order:
     """A permutation of the video tokens, chosen per head; other tokens keep their places.
 
-    `frame_major` is the model's own order, `token_major` puts all frames of one (row, column) together, `tiles(t,h,w)`
-    puts boxes of t x h x w tokens together. It never changes the meaning of full attention.
+    `frame_major` is the model's own order, `token_major` puts all frames of one (row, column) together,
+    `tiles(t,h,w)` puts boxes of t x h x w tokens together. It never changes the meaning of full attention.
     """
 
     kind: str

@@ -1,8 +1,8 @@
-"""Where a head looks, as values: `Pattern` (with `Geometry` and `Order` of `geometry.py`), frozen and hashable.
+"""Where a head looks, as a value: `Pattern`, frozen and hashable (`Geometry`, `Order`: `geometry.py`).
 
-A pattern is a token rule (which key may a query attend to); what is computed is its block cover. The integers of
-`to_ints` are the wire format of `csrc/pattern/pattern.h`, which also checks a pattern against a geometry; what can
-be said without a geometry is said here, at construction. Next: `plan.py`.
+A pattern is a token rule (which key may a query attend to); what is computed is its block cover. The
+integers of `to_ints` are the wire format of `csrc/pattern/pattern.h`, which also checks a pattern against a
+geometry; what can be said without a geometry is said here, at construction. Next: `plan.py`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def checked_remainder(who: str, value: Any) -> float | None:
 class Pattern:
     """Where a head looks; made by the class methods named like the kinds.
 
-    `remainder` is the bias of the pseudo keys that stand for what is not visited, None for the plain rule. It is not
+    `remainder` is the bias of the pseudo keys that stand for what is not visited, None for the plain rule.
+    It is not
     part of the wire format: it stands beside the work items.
 
     Example:
@@ -121,8 +122,8 @@ class Pattern:
         self._check_strangers()
         if self.sink_frames and self.order.kind == "token_major":
             raise ValueError(
-                f"{self.kind}: sink_frames is {self.sink_frames} in token_major order, expected 0: a frame lies in "
-                "every key block there, so the cover would be dense"
+                f"{self.kind}: sink_frames is {self.sink_frames} in token_major order, expected 0: a frame "
+                "lies in every key block there, so the cover would be dense"
             )
 
     FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -191,7 +192,8 @@ class Pattern:
                 )
             if part.order != self.order:
                 raise ValueError(
-                    f"union: part {number} is in {part.order.name} order, expected {self.order.name} like part 0"
+                    f"union: part {number} is in {part.order.name} order, "
+                    f"expected {self.order.name} like part 0"
                 )
 
     @classmethod
@@ -211,7 +213,7 @@ class Pattern:
 
     @classmethod
     def multi_diagonal(cls, *, half_width: int, remainder: float | None = None) -> Pattern:
-        """Video keys at most `half_width` tokens away in token_major order: 2F - 1 diagonals in frame_major."""
+        """Video keys at most `half_width` tokens away in token_major order: 2F - 1 diagonals."""
         return cls("multi_diagonal", TOKEN_MAJOR, half_width=half_width, remainder=remainder)
 
     @classmethod
@@ -387,7 +389,8 @@ class Pattern:
         Args:
             geometry: the token layout.
             size: longest side in pixels.
-            in_sequence_order: True shows the caller's order (multi-diagonals as diagonals), False the head's own.
+            in_sequence_order: True shows the caller's order (multi-diagonals as diagonals), False the
+                head's own.
 
         Returns:
             uint8 [h, w], 255 where all sampled token pairs of a pixel are visited, 0 where none is.

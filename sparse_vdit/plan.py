@@ -1,7 +1,8 @@
 """`SparsePlan`: for every noise level, layer and head of a model, the pattern it uses; a file `plan.json`.
 
-A plan holds one `TransformerPlan` per transformer of the pipeline (Wan 2.2 has two, most have one), all over the
-same geometry and the same distinct patterns. Next: `plan_layer.py` (what the engines read), `plan_file.py` (bytes).
+A plan holds one `TransformerPlan` per transformer of the pipeline (Wan 2.2 has two, most have one), all
+over the same geometry and the same distinct patterns. Next: `plan_layer.py` (what the engines read),
+`plan_file.py` (bytes).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_vdit import _C
 from sparse_vdit.geometry import Json
 from sparse_vdit.pattern import Geometry, Pattern
 from sparse_vdit.plan_file import PlanError, checked_provenance, write_atomic
@@ -38,7 +38,7 @@ class SparsePlan:
         provenance: how the plan was made; free JSON of at most 256 KiB.
 
     Example:
-        >>> model = ModelIdentity("CogVideoXTransformer3DModel", layers=2, heads=2, head_dim=64, patch_size=(1, 2, 2))
+        >>> model = ModelIdentity("CogVideoXTransformer3DModel", layers=2, heads=2, head_dim=64)
         >>> geometry = Geometry(frames=4, height=8, width=8, prefix=8, block_q=64, block_k=64)
         >>> plan = SparsePlan.uniform(model, geometry, Pattern.diagonal(half_width=63, remainder=0.5))
         >>> plan.bin_of(0.3), plan.families()
@@ -55,7 +55,7 @@ class SparsePlan:
         self.transformers = _shared(transformers)
         self.provenance = checked_provenance(None if provenance is None else dict(provenance))
         self.geometry = next(iter(self.transformers.values())).geometry
-        self.package_version = str(_C.build_info()["version"])
+        self.package_version = package_version()
 
     @classmethod
     def uniform(
@@ -95,7 +95,7 @@ class SparsePlan:
         dense_above: float = 1.0,
         provenance: Mapping[str, Any] | None = None,
     ) -> SparsePlan:
-        """A plan of ready layers [bins][layers], block masks allowed: for controls; `save_pretrained` refuses it."""
+        """A plan of ready layers [bins][layers], block masks allowed: a control, never saved."""
         made = LayeredTransformerPlan(identity(transformer), layers, bins, dense_above)
         return cls(made, {"made_by": "layers"} | dict(provenance or {}))
 
@@ -118,7 +118,9 @@ class SparsePlan:
     def sole(self) -> TransformerPlan:
         """The one transformer of most plans; two must be asked for by name."""
         if len(self.transformers) > 1:
-            raise PlanError(f"plan: it has {len(self.transformers)} transformers, expected for_transformer(name)")
+            raise PlanError(
+                f"plan: it has {len(self.transformers)} transformers, expected for_transformer(name)"
+            )
         return next(iter(self.transformers.values()))
 
     @property
@@ -214,7 +216,12 @@ class SparsePlan:
         return str(self.to_json()["sha256"])
 
     def save_pretrained(
-        self, path: str | os.PathLike[str], *, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
+        self,
+        path: str | os.PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **kwargs: Any,
     ) -> Path:
         """Writes `path/plan.json`: the old file or the new one, never a half.
 
@@ -232,7 +239,9 @@ class SparsePlan:
         from sparse_vdit.plan_document import file_name, push, text
 
         if kwargs and not push_to_hub:
-            raise TypeError(f"save_pretrained: {next(iter(kwargs))} is given, expected it with push_to_hub=True only")
+            raise TypeError(
+                f"save_pretrained: {next(iter(kwargs))} is given, expected it with push_to_hub=True only"
+            )
         written = write_atomic(path, file_name, text(self))
         if push_to_hub:
             push(written, repo_id or Path(path).resolve().name, **kwargs)
@@ -295,6 +304,13 @@ class SparsePlan:
 
     def __hash__(self) -> int:
         return hash(self.hash)
+
+
+def package_version() -> str:
+    """The version of this package."""
+    import sparse_vdit
+
+    return sparse_vdit.__version__
 
 
 def identity(transformer: Any) -> ModelIdentity:

@@ -1,7 +1,8 @@
 """A plan as the JSON document of `plan.json`, and back; every field checked before anything is made of it.
 
-    format_version, package_version, geometry, orders, patterns (by number of order), transformers (by name: model,
-    bins, dense_above, choice [bin][layer][head], betas alike, three decimals or null), provenance, sha256
+format_version, package_version, geometry, orders, patterns (by number of order), transformers (by name:
+model, bins, dense_above, choice [bin][layer][head], betas alike, three decimals or null), provenance,
+sha256
 """
 
 from __future__ import annotations
@@ -167,7 +168,9 @@ def _transformer(name: str, value: Any, geometry: Geometry, patterns: tuple[Patt
     bins = _list(f"{who}.bins", fields["bins"], MAX_BINS + 1, 2)
     shape = (len(bins) - 1, model.layers, model.heads)
     if np.prod(shape) > MAX_CELLS:
-        raise PlanError(f"{who}: it has {np.prod(shape)} cells (bins x layers x heads), expected at most {MAX_CELLS}")
+        raise PlanError(
+            f"{who}: it has {np.prod(shape)} cells (bins x layers x heads), expected at most {MAX_CELLS}"
+        )
     choice = _cube(f"{who}.choice", fields["choice"], shape, (int,))
     betas = _cube(f"{who}.betas", fields["betas"], shape, (int, float, type(None)))
     for beta in (b for layers in betas for heads in layers for b in heads):
@@ -180,7 +183,9 @@ def _transformer(name: str, value: Any, geometry: Geometry, patterns: tuple[Patt
     )
 
 
-def _cube(who: str, value: Any, shape: tuple[int, int, int], types: tuple[type, ...]) -> list[list[list[Any]]]:
+def _cube(
+    who: str, value: Any, shape: tuple[int, int, int], types: tuple[type, ...]
+) -> list[list[list[Any]]]:
     """A list [bins][layers][heads] of exactly this shape, its leaves of these types (never truth values)."""
     names = ("bins", "layers", "heads")
 
@@ -220,12 +225,14 @@ def fetch(path: str | os.PathLike[str], *, subfolder: str | None, **hub: Any) ->
         return local
     name = os.fspath(path)
     if not isinstance(name, str) or not REPOSITORY.fullmatch(name) or name.endswith(".json"):
-        raise FileNotFoundError(f"plan: there is no {str(name)!r}, expected a folder, a file or a hub repository")
+        raise FileNotFoundError(
+            f"plan: there is no {str(name)!r}, expected a folder, a file or a hub repository"
+        )
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise FileNotFoundError(
-            f"plan: there is no folder {name!r}, and huggingface_hub is not installed to look for a repository"
+            f"plan: there is no folder {name!r}, and no huggingface_hub to look for a repository"
         ) from None
     found: str = hf_hub_download(name, FILE_NAME, subfolder=subfolder, **hub)
     return found

@@ -1,8 +1,8 @@
-"""The bytes of `plan.json`: reading hostile input, canonical JSON and its hash, writing that is never half done.
+"""The bytes of `plan.json`: hostile input, canonical JSON and its hash, writing that is never half done.
 
-A plan file is untrusted. It is at most 16 MiB (by stat and by reading), strict UTF-8, JSON of bounded depth and
-number of values without duplicate keys, NaN or Infinity, and carries a SHA-256 over its own canonical form. What the
-fields mean is the business of `plan.py`; no path in the file is ever followed.
+A plan file is untrusted. It is at most 16 MiB (by stat and by reading), strict UTF-8, JSON of bounded depth
+and number of values without duplicate keys, NaN or Infinity, and carries a SHA-256 over its own canonical
+form. What the fields mean is the business of `plan.py`; no path in the file is ever followed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ FORMAT_VERSION = 1
 FILE_NAME = "plan.json"
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 16
-MAX_VALUES = 4 * 2**20  # two values per cell of choice and betas (plan_transformer.MAX_CELLS), patterns, slack
+MAX_VALUES = (
+    4 * 2**20
+)  # two values per cell of choice and betas (plan_transformer.MAX_CELLS), patterns, slack
 MAX_DIGITS = 20
 MAX_PROVENANCE_BYTES = 2**18
 
@@ -43,7 +45,9 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise FileNotFoundError(f"plan: there is no file {os.fspath(path)!r}, expected a {FILE_NAME}") from None
+        raise FileNotFoundError(
+            f"plan: there is no file {os.fspath(path)!r}, expected a {FILE_NAME}"
+        ) from None
     with os.fdopen(descriptor, "rb") as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
@@ -143,7 +147,9 @@ def check_digest(document: Json) -> None:
     """Refuses a document whose `sha256` is not its own."""
     stated, real = document.get("sha256"), digest(document)
     if stated != real:
-        raise PlanError(f"plan: sha256 is {str(stated)[:64]!r}, expected {real!r}: the file was changed or damaged")
+        raise PlanError(
+            f"plan: sha256 is {str(stated)[:64]!r}, expected {real!r}: the file was changed or damaged"
+        )
 
 
 def check_version(document: Json) -> None:
@@ -178,7 +184,11 @@ def _plain(value: Any, depth: int) -> Any:
         return [_plain(entry, depth - 1) for entry in value]
     if isinstance(value, (np.integer, np.floating)):
         value = value.item()
-    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+    if (
+        value is None
+        or isinstance(value, (bool, int, str))
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
         return value
     raise PlanError(f"plan: provenance holds {type(value).__name__} {str(value)[:32]}, expected JSON values")
 
@@ -195,15 +205,17 @@ def _spread(value: Any, levels: int, indent: str = "") -> str:
     if isinstance(value, list):
         entries = [deeper + _spread(entry, levels - 1, deeper) for entry in value]
         return "[\n" + ",\n".join(entries) + "\n" + indent + "]"
-    entries = [f"{deeper}{json.dumps(name)}: {_spread(entry, levels - 1, deeper)}" for name, entry in value.items()]
+    entries = [
+        f"{deeper}{json.dumps(name)}: {_spread(entry, levels - 1, deeper)}" for name, entry in value.items()
+    ]
     return "{\n" + ",\n".join(entries) + "\n" + indent + "}"
 
 
 def write_atomic(folder: str | os.PathLike[str], name: str, data: bytes) -> Path:
     """Writes `folder/name` so that a reader sees the old file or the new one, whatever interrupts the writer.
 
-    A unique temporary file in the same folder (never through a link), fsync, rename, fsync of the folder. A link at
-    `folder/name` is replaced, not followed.
+    A unique temporary file in the same folder (never through a link), fsync, rename, fsync of the folder. A
+    link at `folder/name` is replaced, not followed.
     """
     if len(data) > MAX_BYTES:
         raise PlanError(f"plan: it would have {len(data)} bytes, expected at most {MAX_BYTES}")

@@ -46,9 +46,13 @@ class ModelIdentity:
         put(self, "layers", integer("model", "layers", self.layers, 1, MAX_LAYERS))
         put(self, "heads", integer("model", "heads", self.heads, 1, MAX_HEADS))
         put(self, "head_dim", integer("model", "head_dim", self.head_dim, 1, MAX_HEAD_DIM))
-        sides = tuple(integer("model", "a side of patch_size", side, 1, MAX_PATCH) for side in self.patch_size)
+        sides = tuple(
+            integer("model", "a side of patch_size", side, 1, MAX_PATCH) for side in self.patch_size
+        )
         if len(sides) != 3:
-            raise ValueError(f"model: patch_size has {len(sides)} sides, expected three (time, height, width)")
+            raise ValueError(
+                f"model: patch_size has {len(sides)} sides, expected three (time, height, width)"
+            )
         put(self, "patch_size", sides)
 
     @classmethod
@@ -99,6 +103,8 @@ def _field(model: str, config: Any, name: str, default: Any = _MISSING) -> Any:
         value = getattr(config, name, _MISSING)
     if value is _MISSING:
         if default is _MISSING:
-            raise ValueError(f"model: {model} has no config.{name}, expected a video transformer of diffusers")
+            raise ValueError(
+                f"model: {model} has no config.{name}, expected a video transformer of diffusers"
+            )
         return default
     return value

@@ -40,7 +40,8 @@ class PackedArrays:
 class VisitPool:
     """Visits of distinct patterns (or block masks) and the maps of their orders, made on first use.
 
-    `remainder[p]` says whether any head uses pattern p with a remainder; its rows then hold the pooled tiles too.
+    `remainder[p]` says whether any head uses pattern p with a remainder; its rows then hold the pooled
+    tiles too.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class VisitPool:
         self._densities: list[float | None] = [None] * len(orders)
 
     @classmethod
-    def of_patterns(cls, geometry: Geometry, patterns: Sequence[Pattern], remainder: Sequence[bool]) -> VisitPool:
+    def of_patterns(
+        cls, geometry: Geometry, patterns: Sequence[Pattern], remainder: Sequence[bool]
+    ) -> VisitPool:
         """The pool of distinct patterns, each checked against the geometry by C."""
         wires = [pattern.to_ints() for pattern in patterns]
         for pattern, wire in zip(patterns, wires, strict=True):
@@ -89,7 +92,9 @@ class VisitPool:
             ints = self.geometry.to_ints()
             maps = [_C.tokens(ints, order.to_ints()) for order in self.orders]
             shape = (len(maps), self.geometry.tokens)
-            tokens = np.ascontiguousarray(np.stack(maps) if maps else np.zeros(shape, np.int32), dtype=np.int32)
+            tokens = np.ascontiguousarray(
+                np.stack(maps) if maps else np.zeros(shape, np.int32), dtype=np.int32
+            )
             tokens.flags.writeable = False
             self._tokens = tokens
         return self._tokens
@@ -118,7 +123,8 @@ class LayerPlan:
         patterns: one `Pattern` per head, 1 to 256.
 
     Raises:
-        ValueError: `layer: there are 300 heads, expected 1..256`, or a pattern that the geometry does not allow.
+        ValueError: `layer: there are 300 heads, expected 1..256`, or a pattern that the geometry does not
+            allow.
 
     Example:
         >>> geometry = Geometry(frames=4, height=8, width=8, prefix=8, block_q=64, block_k=64)
@@ -134,7 +140,9 @@ class LayerPlan:
         _check_heads(len(patterns))
         for head, pattern in enumerate(patterns):
             if not isinstance(pattern, Pattern):
-                raise TypeError(f"layer: the pattern of head {head} is {type(pattern).__name__}, expected a Pattern")
+                raise TypeError(
+                    f"layer: the pattern of head {head} is {type(pattern).__name__}, expected a Pattern"
+                )
         rules = [pattern.without_remainder() for pattern in patterns]
         distinct = list(dict.fromkeys(rules))
         numbers = {rule: number for number, rule in enumerate(distinct)}
@@ -193,7 +201,11 @@ class LayerPlan:
         heads = len(masks)
         _check_heads(heads)
         orders = [Order.frame_major()] * heads if orders is None else list(orders)
-        betas = [None] * heads if remainders is None else [checked_remainder("layer", beta) for beta in remainders]
+        betas = (
+            [None] * heads
+            if remainders is None
+            else [checked_remainder("layer", beta) for beta in remainders]
+        )
         for name, values in (("orders", orders), ("remainders", betas)):
             if len(values) != heads:
                 raise ValueError(f"layer: there are {len(values)} {name}, expected {heads} (= the masks)")
@@ -306,7 +318,9 @@ def pack(layers: Sequence[LayerPlan]) -> PackedArrays:
         items[bin_, : len(rows)] = rows.view(np.int32)
     heads = np.stack([layer.head_table for layer in layers])
     for bin_, layer in enumerate(layers):
-        heads[bin_, :, 0] += np.where(heads[bin_, :, 0] >= 0, first_order[id(layer._pool)], 0).astype(np.int32)
+        heads[bin_, :, 0] += np.where(heads[bin_, :, 0] >= 0, first_order[id(layer._pool)], 0).astype(
+            np.int32
+        )
     return PackedArrays(
         items=items,
         codes=(codes[0] if len(codes) == 1 else np.concatenate(codes)).view(np.int32),

@@ -1,4 +1,4 @@
-"""A plan to look at: `summary`, a text table, and `figure`, layers x heads coloured by kind (matplotlib, lazily)."""
+"""A plan to look at: `summary`, a text table, and `figure`, layers x heads coloured by kind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def summary(plan: SparsePlan) -> str:
     note = plan.provenance.get("for_geometry")
     if isinstance(note, dict):
         before, after = note.get("density_before"), note.get("density_after")
-        lines.append(f"carried over from another geometry: density {before} before, {after} now; not verified")
+        lines.append(
+            f"carried over from another geometry: density {before} before, {after} now; not verified"
+        )
     for name, part in plan.transformers.items():
         lines += _transformer_lines(name, part)
     lines.append("letters: " + ", ".join(f"{letter} {kind}" for kind, (letter, _) in KINDS.items()))
@@ -60,7 +62,8 @@ def _transformer_lines(name: str, part: TransformerPlan) -> list[str]:
         share = float(np.mean(~np.isnan(part.betas[bin_])))
         kinds = ", ".join(f"{kind} {count}" for kind, count in part.families(bin_).items())
         lines.append(
-            f" noise level {part.bins[bin_]:g}..{part.bins[bin_ + 1]:g}: density {densities[bin_].mean():.3f}, "
+            f" noise level {part.bins[bin_]:g}..{part.bins[bin_ + 1]:g}: "
+            f"density {densities[bin_].mean():.3f}, "
             f"remainder in {share:.0%} of heads; {kinds}"
         )
         for layer, text in enumerate(letters(part, bin_)):
@@ -75,7 +78,9 @@ def figure(plan: SparsePlan, name: str | None = None) -> Figure:
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
     except ImportError:
-        raise ImportError("figure: matplotlib is not installed, expected it (pip install matplotlib)") from None
+        raise ImportError(
+            "figure: matplotlib is not installed, expected it (pip install matplotlib)"
+        ) from None
     part = plan.sole if name is None else plan.for_transformer(name)
     bins, layers, heads = part.shape
     panels = min(bins, 16)
@@ -103,5 +108,3 @@ def _panel(axes: Any, part: TransformerPlan, kinds: list[list[str]], bin_: int, 
     axes.set_title(f"noise {part.bins[bin_]:g}..{part.bins[bin_ + 1]:g}\ndensity {density:.3f}", fontsize=8)
     axes.set_xlabel("head")
     axes.tick_params(labelsize=7)
-
-

@@ -1,12 +1,14 @@
 """`TransformerPlan`: which pattern each head of each layer of one transformer uses, by noise level.
 
 All heads, layers and bins read one pool of visits (`plan_layer.VisitPool`): one call into C for a whole plan.
-`LayeredTransformerPlan` holds ready layers instead, for controls such as random block masks; it is never saved.
+`LayeredTransformerPlan` holds ready layers instead, for controls such as random block masks; it is never
+saved.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -69,18 +71,24 @@ class TransformerPlan:
     def _checked_choice(self, choice: Any) -> NDArray[np.int32]:
         array = np.asarray(choice)
         if array.shape != self.shape:
-            raise PlanError(f"plan: choice has shape {array.shape}, expected {self.shape} (bins, layers, heads)")
+            raise PlanError(
+                f"plan: choice has shape {array.shape}, expected {self.shape} (bins, layers, heads)"
+            )
         if array.dtype.kind not in "iu":
             raise PlanError(f"plan: choice holds {array.dtype}, expected integers")
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= len(self.patterns):
-            raise PlanError(f"plan: choice holds {low if low < 0 else high}, expected 0..{len(self.patterns) - 1}")
+            raise PlanError(
+                f"plan: choice holds {low if low < 0 else high}, expected 0..{len(self.patterns) - 1}"
+            )
         return frozen(array.astype(np.int32))
 
     def _checked_betas(self, betas: Any) -> NDArray[np.float64]:
         array = np.full(self.shape, np.nan) if betas is None else np.array(betas, dtype=np.float64)
         if array.shape != self.shape:
-            raise PlanError(f"plan: betas has shape {array.shape}, expected {self.shape} (bins, layers, heads)")
+            raise PlanError(
+                f"plan: betas has shape {array.shape}, expected {self.shape} (bins, layers, heads)"
+            )
         if np.any(np.abs(array) > np.finfo(np.float32).max):
             raise PlanError("plan: betas holds a number that is not finite, expected finite numbers or null")
         array = np.round(array, 3) + 0.0
@@ -97,7 +105,8 @@ class TransformerPlan:
     def pattern(self, bin_: int, layer: int, head: int) -> Pattern:
         """The pattern of one head, with its remainder."""
         beta = float(self.betas[bin_, layer, head])
-        return self.patterns[self.choice[bin_, layer, head]].with_remainder(None if math.isnan(beta) else beta)
+        found = self.patterns[int(self.choice[bin_, layer, head])]
+        return found.with_remainder(None if math.isnan(beta) else beta)
 
     def bin_of(self, noise_level: float) -> int | None:
         """The bin of a noise level; None: above `dense_above`, the step is dense."""
@@ -120,7 +129,7 @@ class TransformerPlan:
         return found
 
     def packed(self, layer: int) -> PackedArrays:
-        """The arrays of the torch operator for a layer, all bins; codes and tokens are one pool for all layers."""
+        """The arrays of the torch operator for a layer, all bins; codes and tokens are shared."""
         return pack([self.layer(bin_, layer) for bin_ in range(self.shape[0])])
 
     def densities(self) -> NDArray[np.float64]:
@@ -141,7 +150,9 @@ class TransformerPlan:
         """How many heads use each kind, in one bin or (None) in all, most frequent first."""
         rows = self.kinds() if bin_ is None else [self.kinds()[bin_]]
         names = [kind for layers in rows for heads in layers for kind in heads]
-        return dict(sorted(((kind, names.count(kind)) for kind in set(names)), key=lambda item: (-item[1], item[0])))
+        return dict(
+            sorted(((kind, names.count(kind)) for kind in set(names)), key=lambda item: (-item[1], item[0]))
+        )
 
     def check_model(self, model: ModelIdentity) -> None:
         """Refuses another model.
@@ -155,7 +166,10 @@ class TransformerPlan:
 
     def to_json(self) -> Json:
         """Model, bins, dense_above, choice and betas; the patterns stand beside them."""
-        betas = [[[None if math.isnan(b) else b for b in heads] for heads in layers] for layers in self.betas.tolist()]
+        betas = [
+            [[None if math.isnan(b) else b for b in heads] for heads in layers]
+            for layers in self.betas.tolist()
+        ]
         return {
             "model": self.model.to_json(),
             "bins": list(self.bins),
@@ -179,13 +193,21 @@ class LayeredTransformerPlan(TransformerPlan):
         self.bins = checked_bins(bins)
         self.dense_above = _level("dense_above", dense_above)
         self.patterns = ()
-        found = (len(layers), len(layers[0]) if layers else 0, layers[0][0].heads if layers and layers[0] else 0)
+        found = (
+            len(layers),
+            len(layers[0]) if layers else 0,
+            layers[0][0].heads if layers and layers[0] else 0,
+        )
         if found != self.shape or any(len(row) != found[1] for row in layers):
-            raise PlanError(f"plan: the layers have shape {found}, expected {self.shape} (bins, layers, heads)")
+            raise PlanError(
+                f"plan: the layers have shape {found}, expected {self.shape} (bins, layers, heads)"
+            )
         self.geometry = layers[0][0].geometry
         for layer in (layer for row in layers for layer in row):
             if layer.geometry != self.geometry or layer.heads != found[2]:
-                raise PlanError("plan: a layer has another geometry or number of heads, expected those of the first")
+                raise PlanError(
+                    "plan: a layer has another geometry or number of heads, expected those of the first"
+                )
         self._layers = {(b, i): layer for b, row in enumerate(layers) for i, layer in enumerate(row)}
         cells = [[layer.remainders for layer in row] for row in layers]
         self.betas = frozen(np.array(cells, dtype=np.float64))
@@ -200,7 +222,9 @@ class LayeredTransformerPlan(TransformerPlan):
     def densities(self) -> NDArray[np.float64]:
         """As in `TransformerPlan`."""
         bins, layers, heads = self.shape
-        table = [[[self.layer(b, i).density(h) for h in range(heads)] for i in range(layers)] for b in range(bins)]
+        table = [
+            [[self.layer(b, i).density(h) for h in range(heads)] for i in range(layers)] for b in range(bins)
+        ]
         return np.array(table, dtype=np.float64)
 
     def kinds(self) -> list[list[list[str]]]:
@@ -251,7 +275,7 @@ def checked_bins(bins: Sequence[float]) -> tuple[float, ...]:
     edges = tuple(_level("an edge of bins", edge) for edge in bins)
     if not 2 <= len(edges) <= MAX_BINS + 1:
         raise PlanError(f"plan: bins has {len(edges)} edges, expected 2..{MAX_BINS + 1}")
-    if edges[0] != 0 or edges[-1] != 1 or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+    if edges[0] != 0 or edges[-1] != 1 or any(a >= b for a, b in itertools.pairwise(edges)):
         raise PlanError(f"plan: bins is {list(edges)[:8]}, expected edges that rise from 0 to 1")
     return edges
 

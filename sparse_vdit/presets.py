@@ -1,7 +1,7 @@
 """Patterns with names: lists from which `choose`, the search or `SparsePlan.uniform` makes a plan.
 
-Widths follow from a density. `svg` uses the published rule of Sparse VideoGen; `paper` takes, of each family, the
-width whose measured density (what is really computed) is nearest to the one asked for.
+Widths follow from a density. `svg` uses the published rule of Sparse VideoGen; `paper` takes, of each
+family, the width whose measured density (what is really computed) is nearest to the one asked for.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def svg(geometry: Geometry, density: float) -> list[Pattern]:
     """Sparse VideoGen's two heads: a spatial band and the same band in token_major order.
 
     With C other tokens of N: s = density - 2C/N, w = N (1 - sqrt(1 - s)) tokens; keys closer than
-    block_k * floor(w / block_k) are kept (the rule of its CogVideoX and HunyuanVideo paths, whose block is 128).
+    block_k * floor(w / block_k) are kept (the rule of its CogVideoX and HunyuanVideo paths, whose block is
+    128).
 
     Raises:
         ValueError: the other tokens alone use up the density.
@@ -44,7 +45,9 @@ def svg(geometry: Geometry, density: float) -> list[Pattern]:
     tokens = geometry.tokens
     band = checked_density("svg", density) - 2 * (geometry.prefix + geometry.suffix) / tokens
     if band <= 0:
-        raise ValueError(f"svg: density is {density}, expected more than {density - band:.4f} (the other tokens alone)")
+        raise ValueError(
+            f"svg: density is {density}, expected more than {density - band:.4f} (the other tokens alone)"
+        )
     width = tokens * (1 - math.sqrt(1 - band))
     half_width = max(0, geometry.block_k * int(width // geometry.block_k) - 1)
     return [Pattern.diagonal(half_width=half_width), Pattern.multi_diagonal(half_width=half_width)]
@@ -66,12 +69,13 @@ def paper(geometry: Geometry, density: float) -> list[Pattern]:
 
 
 def sliding_tiles(geometry: Geometry, tile: Sequence[int], window: Sequence[int]) -> list[Pattern]:
-    """Sliding tile attention without its clamping at the edges: boxes at most window // 2 boxes away on each axis.
+    """Sliding tile attention, not clamped at the edges: boxes at most window // 2 away on each axis.
 
     Args:
         geometry: the token layout.
         tile: sides (t, h, w) of a box in tokens.
-        window: boxes across (t, h, w), the own one included, as that paper counts: 3 looks at one box on each side.
+        window: boxes across (t, h, w), the own one included, as that paper counts: 3 looks at one box on
+            each side.
     """
     if len(window) != 3:
         raise ValueError(f"sliding_tiles: window has {len(window)} entries, expected three (t, h, w)")
@@ -83,15 +87,18 @@ def sliding_tiles(geometry: Geometry, tile: Sequence[int], window: Sequence[int]
 
 
 def radial(geometry: Geometry, tile: Sequence[int], width: int) -> list[Pattern]:
-    """Radial attention: the farther two frames of boxes are apart, the narrower the band of boxes inside them.
+    """Radial attention: the farther two frames of boxes are apart, the narrower the band.
 
-    A union over the distance d of time=(1, d, None), space=(max(1, width >> floor(log2(max(d, 1)))), 0, None).
+    A union over the distance d of time=(1, d, None), space=(max(1, width >> floor(log2(max(d, 1)))), 0,
+    None).
     """
     integer("radial", "width", width, 1)
     order = Order.tiles(*tile)
     distances = range(-(-geometry.frames // (order.tile or (1, 1, 1))[0]))
     if len(distances) > 64:
-        raise ValueError(f"radial: there are {len(distances)} frames of boxes, expected at most 64 (longer tiles)")
+        raise ValueError(
+            f"radial: there are {len(distances)} frames of boxes, expected at most 64 (longer tiles)"
+        )
     parts = [
         Pattern.periodic_tiles(
             tile=tile, time=(1, d, None), space=(max(1, width >> (max(d, 1).bit_length() - 1)), 0, None)
@@ -107,7 +114,7 @@ def _checked(geometry: Geometry, pattern: Pattern) -> Pattern:
 
 
 def fitted_band(geometry: Geometry, density: float, make: Callable[..., Pattern]) -> Pattern:
-    """The band of a whole number of blocks (minus one token) whose density is nearest to the one asked for."""
+    """The band of whole blocks (minus one token) whose density is nearest to the one asked for."""
 
     def banded(blocks: int) -> Pattern:
         return make(half_width=max(0, blocks * geometry.block_k - 1))
@@ -132,7 +139,7 @@ def fitted_stripe(geometry: Geometry, density: float, order: Order | None = None
 
 
 def _nearest(geometry: Geometry, density: float, make: Callable[[int], Pattern], high: int) -> Pattern:
-    """Of make(0) .. make(high), whose densities rise, the nearest to `density`: bisection, then the better neighbour."""
+    """Of make(0) .. make(high), whose densities rise, the nearest to `density`, by bisection."""
     known: dict[int, float] = {}
 
     def measured(size: int) -> float:

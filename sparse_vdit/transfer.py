@@ -1,7 +1,9 @@
 """From one geometry to another: the same rule for more frames or larger ones.
 
-A band keeps its reach in rows or in seconds, a stripe its place in the picture, tiles their boxes. The result is a
-proposal: its quality is unknown until it is measured. Block sizes and betas are kept. Used by `SparsePlan.for_geometry`.
+A band keeps its reach in rows or in seconds, a stripe its place in the picture, tiles their boxes. The
+result is a
+proposal: its quality is unknown until it is measured. Block sizes and betas are kept. Used by
+`SparsePlan.for_geometry`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def transfer_pattern(pattern: Pattern, old: Geometry, new: Geometry) -> Pattern:
-    """The pattern that means in `new` what `pattern` means in `old`; both geometries have the same block sizes."""
+    """The pattern that means in `new` what `pattern` means in `old`; block sizes are the same."""
     if pattern.kind == "union":
         return replace(pattern, parts=tuple(transfer_pattern(part, old, new) for part in pattern.parts))
     if pattern.half_width is not None:
@@ -32,7 +34,9 @@ def transfer_pattern(pattern: Pattern, old: Geometry, new: Geometry) -> Pattern:
         return replace(pattern, key_blocks=transfer_blocks(pattern, old, new))
     if pattern.space is not None and pattern.tile is not None:
         side = pattern.tile[2]
-        return replace(pattern, space=_scaled_window(pattern.space, -(-old.width // side), -(-new.width // side)))
+        return replace(
+            pattern, space=_scaled_window(pattern.space, -(-old.width // side), -(-new.width // side))
+        )
     return pattern
 
 
@@ -66,7 +70,7 @@ def transfer_blocks(pattern: Pattern, old: Geometry, new: Geometry) -> tuple[int
 
 
 def nearest_tokens(old: Geometry, new: Geometry) -> NDArray[np.int64]:
-    """For each sequence index of `new` the one of `old` at the nearest relative place, -1 where there is none."""
+    """For each sequence index of `new` the one of `old` at the nearest relative place, or -1."""
     f = nearest(old.frames, new.frames)
     r = nearest(old.height, new.height)
     c = nearest(old.width, new.width)
