@@ -142,7 +142,7 @@ def closed(who: str, value: Any, required: Sequence[str], optional: Sequence[str
             )
     for name in required:
         if name not in value:
-            raise ValueError(f"{who}: field {name!r} is missing")
+            raise ValueError(f"{who}: field {name!r} is missing, expected {', '.join(required)}")
     return dict(value)
 
 

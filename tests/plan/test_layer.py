@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparse_vdit import Geometry, LayerPlan, Order, Pattern, _C
+from sparse_vdit import _C, Geometry, LayerPlan, Order, Pattern
 
 GEOMETRY = Geometry(4, 6, 7, prefix=5, suffix=9, block_q=16, block_k=32)
 PATTERNS = [
@@ -33,8 +33,10 @@ def test_head_tables():
     layer = LayerPlan(GEOMETRY, PATTERNS)
     assert layer.heads == 7
     assert layer.head_table.tolist() == [[-1, 0], [-1, 0], [-1, 1], [-1, 0], [0, 1], [1, 1], [0, 0]]
-    assert layer.betas.tolist() == [0, 0, 0.5, 0, -1, 0, 0] and layer.betas.dtype == np.float32
-    assert layer.tokens.shape == (2, GEOMETRY.tokens) and layer.tokens.dtype == np.int32
+    assert layer.betas.tolist() == [0, 0, 0.5, 0, -1, 0, 0]
+    assert layer.betas.dtype == np.float32
+    assert layer.tokens.shape == (2, GEOMETRY.tokens)
+    assert layer.tokens.dtype == np.int32
     assert (np.argsort(layer.tokens[0]) == layer.places(4)).all()
     assert (layer.places(0) == np.arange(GEOMETRY.tokens)).all()
     heads = layer.items()[:, 0] & 0xFFFFFF
@@ -43,7 +45,8 @@ def test_head_tables():
 
 def test_density_counts_token_pairs():
     layer = LayerPlan(GEOMETRY, PATTERNS)
-    assert layer.density(0) == 1 and layer.density(1) == 0
+    assert layer.density(0) == 1
+    assert layer.density(1) == 0
     n = GEOMETRY.tokens
     rows = np.minimum(16, n - 16 * np.arange(GEOMETRY.query_blocks))
     columns = np.minimum(32, n - 32 * np.arange(GEOMETRY.key_blocks))
@@ -57,10 +60,13 @@ def test_density_counts_token_pairs():
 def test_packed_layout():
     layer = LayerPlan(GEOMETRY, PATTERNS)
     packed = layer.packed()
-    assert packed.items.shape == (1, len(layer.items()), 4) and packed.items.dtype == np.int32
+    assert packed.items.shape == (1, len(layer.items()), 4)
+    assert packed.items.dtype == np.int32
     assert (packed.items[0].view(np.uint32) == layer.items()).all()
-    assert packed.heads.shape == (1, 7, 2) and packed.betas.shape == (1, 7)
-    assert packed.codes.dtype == np.int32 and packed.tokens is layer.tokens
+    assert packed.heads.shape == (1, 7, 2)
+    assert packed.betas.shape == (1, 7)
+    assert packed.codes.dtype == np.int32
+    assert packed.tokens is layer.tokens
     assert packed.geometry == GEOMETRY.to_ints()
 
 
@@ -73,7 +79,9 @@ def test_block_masks_come_back_as_they_went_in():
     for head, mask in enumerate(masks):
         assert (layer.block_mask(head) == mask).all()
         assert layer.order(head) == orders[head]
-    assert layer.has_masks and layer.patterns == () and layer.density(2) == 1
+    assert layer.has_masks
+    assert layer.patterns == ()
+    assert layer.density(2) == 1
     assert layer.head_table.tolist() == [[-1, 0], [0, 1], [1, 0]]
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_vdit import Geometry, Order, Pattern, _C
+from sparse_vdit import _C, Geometry, Order, Pattern
 
 small = st.integers(1, 6)
 ORDERS = st.one_of(
@@ -67,7 +67,8 @@ GEOMETRIES = st.builds(
 @given(PATTERNS)
 def test_patterns_go_there_and_back(pattern):
     wire = pattern.to_ints()
-    assert wire.dtype == np.int64 and wire.ndim == 1
+    assert wire.dtype == np.int64
+    assert wire.ndim == 1
     assert Pattern.from_ints(wire, pattern.remainder) == pattern
     assert Pattern.from_json(pattern.to_json()) == pattern
     assert hash(Pattern.from_json(pattern.to_json())) == hash(pattern)
@@ -117,7 +118,8 @@ def test_python_and_c_refuse_the_same_integers(data, geometry, pattern):
     except ValueError:
         c = False
     if c:
-        assert python and (back.to_ints() == wire).all()
+        assert python
+        assert (back.to_ints() == wire).all()
     if python:
         needs_geometry = pattern.sink_frames or "stripe" in pattern.name
         assert c or needs_geometry or back.sink_frames
@@ -233,8 +235,11 @@ def test_a_picture_shows_what_is_visited():
     geometry = Geometry(8, 8, 8, block_q=16, block_k=16)
     dense = Pattern.full().picture(geometry, size=64)
     band = Pattern.diagonal(half_width=15).picture(geometry, size=64)
-    assert dense.shape == band.shape == (64, 64) and dense.dtype == np.uint8
-    assert (dense == 255).all() and (np.diag(band) == 255).all() and band[0, -1] == 0
+    assert dense.shape == band.shape == (64, 64)
+    assert dense.dtype == np.uint8
+    assert (dense == 255).all()
+    assert (np.diag(band) == 255).all()
+    assert band[0, -1] == 0
     across = Pattern.multi_diagonal(half_width=15).picture(geometry, size=512)
     own = Pattern.multi_diagonal(half_width=15).picture(geometry, size=512, in_sequence_order=False)
     assert across[0, 64] == 255 and own[0, 64] == 0, (
