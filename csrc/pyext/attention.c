@@ -22,6 +22,7 @@ static int parse_door(PyObject *args, PyObject *keywords, door *d) {
 }
 
 static sv_status take_tensors(const door *d, sv_attention_args *a) {
+  SV_TRY(svpy_check_environment());
   SV_TRY(svpy_to_geometry("attention", d->geometry, &a->geometry));
   SV_TRY(svpy_to_tensor("attention", "q", d->q, &a->q));
   SV_TRY(svpy_to_tensor("attention", "k", d->k, &a->k));
@@ -31,13 +32,14 @@ static sv_status take_tensors(const door *d, sv_attention_args *a) {
 }
 
 static sv_status take_lists(const door *d, sv_attention_args *a, sv_head **out_heads) {
-  const int64_t n_heads = a->q.shape[1];
-  const int64_t item_shape[] = {SVPY_ANY, 4}, head_shape[] = {n_heads, 2}, any[] = {SVPY_ANY};
+  const int64_t item_shape[] = {SVPY_ANY, 4}, head_shape[] = {SVPY_ANY, 2}, any[] = {SVPY_ANY};
   const int64_t token_shape[] = {SVPY_ANY, sv_geometry_tokens(&a->geometry)};
   PyArrayObject *items, *codes, *heads, *betas, *tokens;
   SV_TRY(svpy_to_array("attention", "items", d->items, NPY_UINT32, 2, item_shape, &items));
   SV_TRY(svpy_to_array("attention", "codes", d->codes, NPY_UINT32, 1, any, &codes));
   SV_TRY(svpy_to_array("attention", "heads", d->heads, NPY_INT32, 2, head_shape, &heads));
+  const int64_t n_heads = PyArray_DIM(heads, 0);
+  SV_TRY(svpy_check_heads(&a->q, n_heads));
   SV_TRY(svpy_to_array("attention", "betas", d->betas, NPY_FLOAT32, 1, &n_heads, &betas));
   SV_TRY(svpy_to_array("attention", "tokens", d->tokens, NPY_INT32, 2, token_shape, &tokens));
   a->items = PyArray_DATA(items);
@@ -139,11 +141,10 @@ static sv_status check_metadata(PyObject *const *qkv, PyObject *geometry, int64_
   sv_tensor *const views[] = {&a.q, &a.k, &a.v};
   if (strcmp(device, "cpu") != 0)
     return sv_fail(SV_ERR_UNSUPPORTED, "attention: q is on %.40s, expected cpu: %s", device, SV_NO_CUDA_REASON);
+  SV_TRY(svpy_check_environment());
   SV_TRY(svpy_to_geometry("attention", geometry, &a.geometry));
   for (int i = 0; i < 3; i++) SV_TRY(take_metadata(names[i], qkv[i], views[i]));
-  if (n_heads != a.q.shape[1])
-    return sv_fail(SV_ERR_ARG, "attention: q.shape[1] is %lld, expected %lld (= heads of the layer plan)",
-                   (long long)a.q.shape[1], (long long)n_heads);
+  SV_TRY(svpy_check_heads(&a.q, n_heads));
   view_missing(&a.q, &a.out);
   void *heads;
   SV_TRY(sv_scratch_alloc("attention", (size_t)n_heads * sizeof(sv_head), &heads));

@@ -3,8 +3,8 @@
 #include "base/cpu.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
-#include "pyext/api.h"
 #include "pyext/convert.h"
+#include "pyext/layer.h"
 #include "pyext/module.h"
 
 #ifdef __clang__
@@ -53,8 +53,7 @@ static int fill_info(PyObject *info) {
 SVPY_FUNCTION(svpy_build_info) {
   (void)keywords;
   if (!PyArg_ParseTuple(args, ":build_info")) return NULL;
-  sv_status status = sv_cpu_check();
-  if (status == SV_OK) status = sv_parallel_check();
+  sv_status status = svpy_check_environment();
   if (status != SV_OK) return svpy_raise(module, status, NULL);
   PyObject *info = PyDict_New();
   if (info && fill_info(info) != 0) Py_CLEAR(info);

@@ -1,7 +1,20 @@
 /* layer.c — from the packed arrays of all bins to one call of the core. */
 #include "pyext/layer.h"
 
+#include <stdatomic.h>
+
+#include "base/cpu.h"
+#include "base/parallel.h"
 #include "base/scratch.h"
+
+sv_status svpy_check_environment(void) {
+  static atomic_bool is_fine;
+  if (atomic_load_explicit(&is_fine, memory_order_relaxed)) return SV_OK;
+  SV_TRY(sv_cpu_check());
+  SV_TRY(sv_parallel_check());
+  atomic_store(&is_fine, true);
+  return SV_OK;
+}
 
 sv_status svpy_make_heads(const int32_t *heads, const float *betas, int64_t n_heads, sv_head **out) {
   void *block;
@@ -9,6 +22,12 @@ sv_status svpy_make_heads(const int32_t *heads, const float *betas, int64_t n_he
   *out = block;
   for (int64_t h = 0; h < n_heads; h++) (*out)[h] = (sv_head){heads[2 * h], heads[2 * h + 1], betas[h]};
   return SV_OK;
+}
+
+sv_status svpy_check_heads(const sv_tensor *q, int64_t n_heads) {
+  if (q->shape[1] == n_heads) return SV_OK;
+  return sv_fail(SV_ERR_ARG, "attention: q.shape[1] is %lld, expected %lld (= heads of the layer plan)",
+                 (long long)q->shape[1], (long long)n_heads);
 }
 
 static int64_t count_items(const sv_item *items, int64_t n) {
@@ -46,9 +65,7 @@ static sv_status check_lists(const sv_layer_call *c, int64_t n_tokens) {
     return sv_fail(SV_ERR_ARG, "attention: q has %d dimensions, expected 4 (batch, head, token, channel)",
                    (int)c->q.ndim);
   const int64_t n_bins = c->items.shape[0], n_heads = c->heads.shape[1];
-  if (c->heads.ndim == 3 && n_heads != c->q.shape[1])
-    return sv_fail(SV_ERR_ARG, "attention: q.shape[1] is %lld, expected %lld (= heads of the layer plan)",
-                   (long long)c->q.shape[1], (long long)n_heads);
+  if (c->heads.ndim == 3) SV_TRY(svpy_check_heads(&c->q, n_heads));
   SV_TRY(check_list("items", &c->items, 3, (const int64_t[]){-1, -1, 4}));
   SV_TRY(check_list("codes", &c->codes, 1, (const int64_t[]){-1}));
   SV_TRY(check_list("heads", &c->heads, 3, (const int64_t[]){n_bins, -1, 2}));
@@ -85,6 +102,7 @@ static sv_status run_bin(const sv_layer_call *c, const sv_geometry *g, const sv_
 sv_status svpy_layer_run(const sv_layer_call *c, const sv_poll *poll) {
   const int64_t *ints = c->geometry, n_heads = c->heads.shape[1];
   const sv_geometry g = {ints[0], ints[1], ints[2], ints[3], ints[4], ints[5], ints[6]};
+  SV_TRY(svpy_check_environment());
   SV_TRY(sv_geometry_check(&g));
   SV_TRY(check_lists(c, sv_geometry_tokens(&g)));
   sv_head *heads;
