@@ -16,6 +16,7 @@ import torch
 
 from ..errors import SparseVDiTError, UnsupportedError
 from ..plan import LayerPlan, TransformerPlan
+from ..plan_layer import NO_ITEM
 from .attend import SITE, Site, SparseProcessor
 from .clock import Clock
 from .families import Family, Layout, diffusers_version, forward_arguments, replacement
@@ -172,11 +173,19 @@ class Session:
         from .. import ops
 
         self.operator = ops.attention_layer
+        sparse = []
         for site in self.sites:
             layers = [self.plan.layer(number, site.layer) for number in range(len(site.full))]
             site.full = [is_full(layer) for layer in layers]
             if not all(site.full):
                 site.packed = ops.PackedLayer.from_arrays(self.plan.packed(site.layer))
+                sparse.append(site)
+        # One shape for all layers: compiled blocks share their graph.
+        rows = max((site.packed.items.shape[1] for site in sparse), default=0)
+        for site in sparse:
+            items = site.packed.items
+            padded = torch.nn.functional.pad(items, (0, 0, 0, rows - items.shape[1]), value=NO_ITEM)
+            site.packed = site.packed._replace(items=padded)
 
     def _move(self, device: torch.device) -> None:
         if device == self.device:

@@ -31,7 +31,7 @@ def layer_patterns() -> list[list[Pattern]]:
     tile = {"tile": (2, 4, 4), "time": (1, 0, None)}
     return [
         [Pattern.diagonal(half_width=20, sink_frames=1), Pattern.multi_diagonal(half_width=12)],
-        [Pattern.vertical_stripe(key_blocks=[0, 3]), Pattern.periodic_tiles(**tile, space=(1, 1, 2))],
+        [Pattern.vertical_stripe(key_blocks=[0, 2]), Pattern.periodic_tiles(**tile, space=(1, 1, 2))],
         [
             Pattern.union(
                 Pattern.multi_diagonal(half_width=4),
