@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_vdit.geometry import TOKEN_MAJOR
 from sparse_vdit.pattern import Geometry, Order, Pattern
-from sparse_vdit.presets import checked_density, densities, fitted_band, fitted_stripe
+from sparse_vdit.presets import checked_density, fitted_band, fitted_stripe, nearest_density, spread_blocks
+from sparse_vdit.presets import densities as measured_densities
 
 DENSITIES = (0.08, 0.12, 0.18, 0.26)
 
@@ -42,24 +42,30 @@ def ladder(
             found += [top_stripe(geometry, row, density) for row in np.atleast_2d(mass)]
     found.append(Pattern.full())
     distinct = list(dict.fromkeys(found))
-    measured = dict(zip(distinct, _densities(geometry, distinct), strict=True))
+    measured = dict(zip(distinct, measured_densities(geometry, distinct), strict=True))
     worth = [p for p in distinct if measured[p] <= 0.9 or p.kind == "full"]
     return sorted(worth, key=lambda pattern: measured[pattern])
 
 
-_densities = densities
-
-
 def _family(geometry: Geometry, density: float) -> list[Pattern]:
-    half = density / 2
-    near, across = (fitted_band(geometry, half, make) for make in (Pattern.diagonal, Pattern.multi_diagonal))
     return [
         fitted_band(geometry, density, Pattern.diagonal),
         fitted_band(geometry, density, Pattern.multi_diagonal),
         fitted_stripe(geometry, density),
-        Pattern.union(near, fitted_stripe(geometry, half)),
-        Pattern.union(across, fitted_stripe(geometry, half, TOKEN_MAJOR)),
+        *_striped(geometry, density, fitted_band(geometry, density / 2, Pattern.diagonal)),
+        *_striped(geometry, density, fitted_band(geometry, density / 2, Pattern.multi_diagonal)),
     ]
+
+
+def _striped(geometry: Geometry, density: float, band: Pattern) -> list[Pattern]:
+    """A band with evenly spread key blocks, as many as fill it up to the density; nothing if that is none."""
+
+    def joined(count: int) -> Pattern:
+        blocks = spread_blocks(geometry, count) if count else ()
+        return Pattern.union(band, Pattern.vertical_stripe(key_blocks=blocks, order=band.order))
+
+    found = nearest_density(geometry, density, joined, geometry.key_blocks)
+    return [found] if found.parts[1].key_blocks else []
 
 
 def box(geometry: Geometry) -> tuple[int, int, int]:
@@ -86,7 +92,7 @@ def _boxes(geometry: Geometry, tile: Sequence[int]) -> list[tuple[Pattern, float
         for t, s in pairs
     ]
     unlike = [abs(math.log(t / counts[0]) - math.log(s / space)) for t, s in pairs]
-    return list(zip(patterns, densities(geometry, patterns), unlike, strict=True))
+    return list(zip(patterns, measured_densities(geometry, patterns), unlike, strict=True))
 
 
 def _widths(boxes: int) -> list[int]:

@@ -138,12 +138,18 @@ def closed(who: str, value: Any, required: Sequence[str], optional: Sequence[str
     for name in names:
         if name not in required and name not in optional:
             raise ValueError(
-                f"{who}: unknown field {str(name)[:64]!r}, expected {', '.join((*required, *optional))}"
+                f"{who}: unknown field {shown(name)}, expected {', '.join((*required, *optional))}"
             )
     for name in required:
         if name not in value:
             raise ValueError(f"{who}: field {name!r} is missing, expected {', '.join(required)}")
     return dict(value)
+
+
+def shown(value: Any) -> str:
+    """A value inside a sentence, cut after 64 letters."""
+    text = repr(value)
+    return text if len(text) <= 64 else text[:61] + "..."
 
 
 def json_type(value: Any) -> str:
@@ -167,10 +173,10 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.kind not in ORDER_KINDS:
-            raise ValueError(f"order: kind is {self.kind!r}, expected one of {', '.join(ORDER_KINDS)}")
+            raise ValueError(f"order: kind is {shown(self.kind)}, expected one of {', '.join(ORDER_KINDS)}")
         if (self.tile is None) == (self.kind == "tiles"):
             raise ValueError(
-                f"order: tile is {self.tile}, expected sides for 'tiles' and None for the others"
+                f"order: tile is {shown(self.tile)}, expected sides for 'tiles' and None for the others"
             )
         if self.tile is not None:
             object.__setattr__(self, "tile", checked_tile("order", self.tile))

@@ -28,6 +28,7 @@ from sparse_vdit.geometry import (
     closed,
     integer,
     json_type,
+    shown,
     triple,
 )
 
@@ -112,7 +113,9 @@ class Pattern:
 
     def __post_init__(self) -> None:
         if self.kind not in PATTERN_KINDS:
-            raise ValueError(f"pattern: kind is {self.kind!r}, expected one of {', '.join(PATTERN_KINDS)}")
+            raise ValueError(
+                f"pattern: kind is {shown(self.kind)}, expected one of {', '.join(PATTERN_KINDS)}"
+            )
         if not isinstance(self.order, Order):
             raise TypeError(f"{self.kind}: order is {type(self.order).__name__}, expected an Order")
         put = object.__setattr__
@@ -139,7 +142,7 @@ class Pattern:
     def _check_strangers(self) -> None:
         for name in ("half_width", "key_blocks", "time", "space", "rows", "columns", "parts"):
             if name not in self.FIELDS[self.kind] and getattr(self, name) not in (None, ()):
-                raise ValueError(f"{self.kind}: {name} is {getattr(self, name)}, expected nothing")
+                raise ValueError(f"{self.kind}: {name} is {shown(getattr(self, name))}, expected nothing")
 
     def _check_order(self, kind: str) -> None:
         if self.order.kind != kind:
@@ -359,7 +362,7 @@ class Pattern:
         """
         kind = value.get("kind") if isinstance(value, dict) else None
         if not isinstance(kind, str) or kind not in PATTERN_KINDS:
-            raise ValueError(f"{who}: kind is {str(kind)[:64]!r}, expected one of {', '.join(PATTERN_KINDS)}")
+            raise ValueError(f"{who}: kind is {shown(kind)}, expected one of {', '.join(PATTERN_KINDS)}")
         own = () if kind == "periodic_tiles" else cls.FIELDS[kind]
         windows = cls.FIELDS[kind] if kind == "periodic_tiles" else ()
         fields = dict(closed(who, value, ("kind", *own), ("order", "sink_frames", "remainder", *windows)))

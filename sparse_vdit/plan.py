@@ -20,7 +20,7 @@ from sparse_vdit.pattern import Geometry, Pattern
 from sparse_vdit.plan_file import PlanError, checked_provenance, write_atomic
 from sparse_vdit.plan_identity import ModelIdentity
 from sparse_vdit.plan_layer import LayerPlan, PackedArrays, VisitPool
-from sparse_vdit.plan_transformer import LayeredTransformerPlan, TransformerPlan
+from sparse_vdit.plan_transformer import LayeredTransformerPlan, TransformerPlan, checked_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -325,8 +325,7 @@ def _shared(transformers: Mapping[str, TransformerPlan]) -> dict[str, Transforme
     if not 1 <= len(transformers) <= MAX_TRANSFORMERS:
         raise PlanError(f"plan: there are {len(transformers)} transformers, expected 1..{MAX_TRANSFORMERS}")
     for name in transformers:
-        if not isinstance(name, str) or not name.isidentifier() or len(name) > 64:
-            raise PlanError(f"plan: a transformer is named {str(name)[:64]!r}, expected an identifier")
+        checked_name(name)
     plans = dict(transformers)
     geometries = {plan.geometry for plan in plans.values()}
     if len(geometries) > 1:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparse_vdit.geometry import Json, closed, json_type
+from sparse_vdit.geometry import Json, closed, json_type, shown
 from sparse_vdit.pattern import Geometry, Order, Pattern
 from sparse_vdit.plan_file import (
     FILE_NAME,
@@ -27,7 +27,14 @@ from sparse_vdit.plan_file import (
     layout,
 )
 from sparse_vdit.plan_identity import ModelIdentity
-from sparse_vdit.plan_transformer import MAX_BINS, MAX_CELLS, MAX_PATTERN_INTS, MAX_PATTERNS, TransformerPlan
+from sparse_vdit.plan_transformer import (
+    MAX_BINS,
+    MAX_CELLS,
+    MAX_PATTERN_INTS,
+    MAX_PATTERNS,
+    TransformerPlan,
+    checked_name,
+)
 
 if TYPE_CHECKING:
     from sparse_vdit.plan import SparsePlan
@@ -142,7 +149,7 @@ def _pattern(who: str, entry: Any, orders: list[Order]) -> Pattern:
     if isinstance(fields, dict):
         number = fields.get("order")
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(orders):
-            raise PlanError(f"{who}: order is {str(number)[:32]}, expected 0..{len(orders) - 1}")
+            raise PlanError(f"{who}: order is {shown(number)}, expected 0..{len(orders) - 1}")
         order = orders[number].to_json()
         fields["order"] = order
         if isinstance(fields.get("parts"), list):
@@ -162,7 +169,7 @@ def _part(who: str, part: Any, order: Json) -> Any:
 
 
 def _transformer(name: str, value: Any, geometry: Geometry, patterns: tuple[Pattern, ...]) -> TransformerPlan:
-    who = f"plan.transformers.{name[:64]}"
+    who = f"plan.transformers.{checked_name(name)}"
     fields = closed(who, value, TRANSFORMER_FIELDS)
     model = ModelIdentity.from_json(fields["model"], f"{who}.model")
     bins = _list(f"{who}.bins", fields["bins"], MAX_BINS + 1, 2)

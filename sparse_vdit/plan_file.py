@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_vdit.geometry import Json
+from sparse_vdit.geometry import Json, shown
 
 FORMAT_VERSION = 1
 FILE_NAME = "plan.json"
@@ -111,7 +111,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Json:
     found: Json = {}
     for name, value in pairs:
         if name in found:
-            raise PlanError(f"plan: the key {name[:64]!r} appears twice, expected it once")
+            raise PlanError(f"plan: the key {shown(name)} appears twice, expected it once")
         found[name] = value
     return found
 
@@ -148,7 +148,7 @@ def check_digest(document: Json) -> None:
     stated, real = document.get("sha256"), digest(document)
     if stated != real:
         raise PlanError(
-            f"plan: sha256 is {str(stated)[:64]!r}, expected {real!r}: the file was changed or damaged"
+            f"plan: sha256 is {shown(stated)}, expected {real!r}: the file was changed or damaged"
         )
 
 
@@ -156,7 +156,7 @@ def check_version(document: Json) -> None:
     """Refuses formats that this package does not know."""
     version = document.get("format_version")
     if isinstance(version, bool) or version != FORMAT_VERSION:
-        raise PlanError(f"plan: format_version is {str(version)[:32]}, expected {FORMAT_VERSION}")
+        raise PlanError(f"plan: format_version is {shown(version)}, expected {FORMAT_VERSION}")
 
 
 def checked_provenance(value: Any) -> Json:
@@ -178,7 +178,7 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, dict):
         for name in value:
             if not isinstance(name, str):
-                raise PlanError(f"plan: provenance has the key {name!r}, expected a string")
+                raise PlanError(f"plan: provenance has the key {shown(name)}, expected a string")
         return {name: _plain(entry, depth - 1) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry, depth - 1) for entry in value]
@@ -190,7 +190,7 @@ def _plain(value: Any, depth: int) -> Any:
         or (isinstance(value, float) and math.isfinite(value))
     ):
         return value
-    raise PlanError(f"plan: provenance holds {type(value).__name__} {str(value)[:32]}, expected JSON values")
+    raise PlanError(f"plan: provenance holds {type(value).__name__} {shown(value)}, expected JSON values")
 
 
 def layout(document: Json) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sparse_vdit.geometry import Json, closed, integer, json_type
+from sparse_vdit.geometry import Json, closed, integer, json_type, shown
 
 MAX_LAYERS = 512
 MAX_HEADS = 256
@@ -41,7 +41,7 @@ class ModelIdentity:
     def __post_init__(self) -> None:
         name = self.transformer_class
         if not isinstance(name, str) or not name.isidentifier() or len(name) > MAX_NAME:
-            raise ValueError(f"model: transformer_class is {str(name)[:64]!r}, expected the name of a class")
+            raise ValueError(f"model: transformer_class is {shown(name)}, expected the name of a class")
         put = object.__setattr__
         put(self, "layers", integer("model", "layers", self.layers, 1, MAX_LAYERS))
         put(self, "heads", integer("model", "heads", self.heads, 1, MAX_HEADS))

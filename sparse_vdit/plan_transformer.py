@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_vdit.geometry import Json
+from sparse_vdit.geometry import Json, shown
 from sparse_vdit.pattern import Geometry, Pattern
 from sparse_vdit.plan_file import PlanError
 from sparse_vdit.plan_identity import ModelIdentity
@@ -268,6 +268,13 @@ def _checked_patterns(patterns: Sequence[Pattern]) -> tuple[Pattern, ...]:
     if total > MAX_PATTERN_INTS:
         raise PlanError(f"plan: the patterns have {total} integers, expected at most {MAX_PATTERN_INTS}")
     return found
+
+
+def checked_name(name: Any) -> str:
+    """The name of a pipeline's component: an identifier of at most 64 letters."""
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > 64:
+        raise PlanError(f"plan: a transformer is named {shown(name)}, expected an identifier")
+    return name
 
 
 def checked_bins(bins: Sequence[float]) -> tuple[float, ...]:

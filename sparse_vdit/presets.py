@@ -119,7 +119,7 @@ def fitted_band(geometry: Geometry, density: float, make: Callable[..., Pattern]
     def banded(blocks: int) -> Pattern:
         return make(half_width=max(0, blocks * geometry.block_k - 1))
 
-    return _nearest(geometry, density, banded, -(-geometry.video_tokens // geometry.block_k))
+    return nearest_density(geometry, density, banded, -(-geometry.video_tokens // geometry.block_k))
 
 
 def spread_blocks(geometry: Geometry, count: int) -> tuple[int, ...]:
@@ -135,10 +135,10 @@ def fitted_stripe(geometry: Geometry, density: float, order: Order | None = None
         blocks = spread_blocks(geometry, count) if count else ()
         return Pattern.vertical_stripe(key_blocks=blocks, order=order or Order.frame_major())
 
-    return _nearest(geometry, density, striped, geometry.key_blocks)
+    return nearest_density(geometry, density, striped, geometry.key_blocks)
 
 
-def _nearest(geometry: Geometry, density: float, make: Callable[[int], Pattern], high: int) -> Pattern:
+def nearest_density(geometry: Geometry, density: float, make: Callable[[int], Pattern], high: int) -> Pattern:
     """Of make(0) .. make(high), whose densities rise, the nearest to `density`, by bisection."""
     known: dict[int, float] = {}
 

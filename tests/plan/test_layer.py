@@ -143,5 +143,5 @@ def test_refusals_are_sentences(make, error, sentence):
 
 
 def test_a_head_out_of_range_is_refused():
-    with pytest.raises(IndexError, match="head is 7, expected 0..6"):
+    with pytest.raises(IndexError, match=r"head is 7, expected 0..6"):
         LayerPlan(GEOMETRY, PATTERNS).density(7)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_vdit import Geometry, LayerPlan, Order, Pattern, SparsePlan, _C
+from sparse_vdit import _C, Geometry, LayerPlan, Order, Pattern, SparsePlan
 from sparse_vdit.plan import ModelIdentity, PlanError
 from sparse_vdit.plan_layer import pack
 from sparse_vdit.plan_transformer import TransformerPlan
@@ -82,7 +82,9 @@ def test_a_layer_of_a_plan_is_a_layer():
 
 def test_packing_layers_of_different_pools_moves_codes_and_orders():
     layers = [
-        LayerPlan(GEOMETRY, [Pattern.diagonal(half_width=9, remainder=1.0), Pattern.multi_diagonal(half_width=5)]),
+        LayerPlan(
+            GEOMETRY, [Pattern.diagonal(half_width=9, remainder=1.0), Pattern.multi_diagonal(half_width=5)]
+        ),
         LayerPlan(GEOMETRY, [Pattern.multi_diagonal(half_width=3), Pattern.full()]),
         LayerPlan.from_block_masks(
             GEOMETRY, [np.eye(GEOMETRY.query_blocks, dtype=bool)] * 2, orders=[Order.tiles(2, 2, 2)] * 2
@@ -145,7 +147,13 @@ def transformer(name, **config):
 MODELS = [
     (
         "CogVideoXTransformer3DModel",
-        {"num_layers": 30, "num_attention_heads": 48, "attention_head_dim": 64, "patch_size": 2, "patch_size_t": None},
+        {
+            "num_layers": 30,
+            "num_attention_heads": 48,
+            "attention_head_dim": 64,
+            "patch_size": 2,
+            "patch_size_t": None,
+        },
         ModelIdentity("CogVideoXTransformer3DModel", 30, 48, 64, (1, 2, 2)),
     ),
     (
@@ -176,7 +184,9 @@ def test_identity_is_read_from_the_configuration(name, config, expected):
         assert ModelIdentity.from_transformer(model) == expected
         assert ModelIdentity.from_transformer(types.SimpleNamespace(_orig_mod=model)) == expected
     assert ModelIdentity.from_json(expected.to_json()) == expected
-    plan = SparsePlan.uniform(model, GEOMETRY, Pattern.diagonal(half_width=31, remainder=0.25), dense_above=0.8)
+    plan = SparsePlan.uniform(
+        model, GEOMETRY, Pattern.diagonal(half_width=31, remainder=0.25), dense_above=0.8
+    )
     assert plan.choice.shape == (1, expected.layers, expected.heads)
     assert (plan.betas == 0.25).all()
     plan.check_model(model)
@@ -189,7 +199,7 @@ def test_another_model_is_refused():
         plan.check_model(ModelIdentity("WanTransformer3DModel", 40, 3, 16))
     with pytest.raises(PlanError, match="transformer_class is LTXVideoTransformer3DModel, expected Wan"):
         plan.check_model(ModelIdentity("LTXVideoTransformer3DModel", 2, 3, 16))
-    with pytest.raises(ValueError, match="model: SimpleNamespace has no config.num_layers"):
+    with pytest.raises(ValueError, match=r"model: SimpleNamespace has no config.num_layers"):
         plan.check_model(types.SimpleNamespace())
 
 
@@ -211,7 +221,10 @@ def test_figure_has_a_panel_per_bin(tmp_path):
         assert axes.images[0].get_array().shape == (2, 3, 3)
         letters = [text.get_text() for text in axes.texts]
         kinds = [PATTERNS[n].kind for n in plan.choice[bin_].ravel()]
-        assert letters == [{"full": "F", "skip": "S", "diagonal": "D", "multi_diagonal": "M", "periodic_tiles": "T"}[k] for k in kinds]
+        assert letters == [
+            {"full": "F", "skip": "S", "diagonal": "D", "multi_diagonal": "M", "periodic_tiles": "T"}[k]
+            for k in kinds
+        ]
     figure.savefig(tmp_path / "plan.png")
 
 

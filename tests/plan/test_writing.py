@@ -126,6 +126,6 @@ def test_writers_do_not_disturb_each_other(tmp_path):
 
 def test_a_folder_in_the_way_is_an_error(tmp_path):
     (tmp_path / "plan.json").mkdir()
-    with pytest.raises(OSError, match="plan.json"):
+    with pytest.raises(OSError, match=r"plan\.json"):
         plan_of(15).save_pretrained(tmp_path)
     assert os.listdir(tmp_path) == ["plan.json"]
