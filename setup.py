@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import sysconfig
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,7 +73,11 @@ FLAGS = {
     ".cpp": "-std=c++20 -O2 -fvisibility=hidden -Wall",
 }
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c"
-ISA = {"avx2": "-mavx2 -mfma -mf16c", "avx512": AVX512, "avx512bf16": AVX512 + " -mavx512bf16"}  # by file name suffix
+ISA = {
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": AVX512,
+    "avx512bf16": AVX512 + " -mavx512bf16",
+}  # by file name suffix
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 NO_CUDA = "CUDA kernels are not part of this version"
@@ -98,13 +103,18 @@ def find_torch() -> str | None:
     roots = [f"{place}/include" for place in (spec.submodule_search_locations or [])] if spec else []
     roots += [sysconfig.get_paths()["purelib"] + "/torch/include"]
     library = f"lib/python3.{sys.version_info[1]}/site-packages/torch/include"
-    roots += [str(Path(place).parent / library) for place in os.environ.get("PATH", "").split(os.pathsep) if place]
+    roots += [
+        str(Path(place).parent / library) for place in os.environ.get("PATH", "").split(os.pathsep) if place
+    ]
     named = os.environ.get("SPARSE_VDIT_TORCH_INCLUDE")
     for include in [named] if named else roots:
         if has_stable_abi(include):
             return str(Path(include).parent)
     if wanted == "1" or named:
-        stop(f"no headers of torch >= 2.10 in {named or 'any environment in sight'}; SPARSE_VDIT_TORCH_INCLUDE names them")
+        stop(
+            f"no headers of torch >= 2.10 in {named or 'any environment in sight'}, expected some "
+            "(SPARSE_VDIT_TORCH_INCLUDE names their folder)"
+        )
     return None
 
 
@@ -145,16 +155,27 @@ class BuildExt(build_ext):
         user = os.environ.get("CFLAGS" if suffix == ".c" else "CXXFLAGS", "")
         flags = [*FLAGS[suffix].split(), *ISA.get(stem.rpartition("_")[2], "").split(), *user.split()]
         if suffix == ".c":
-            flags.append("-Werror=implicit-function-declaration")  # a macro outside the limited API must not wait for the import
+            flags.append(
+                "-Werror=implicit-function-declaration"
+            )  # a macro outside the limited API must not wait for the import
         compiler = [os.environ.get("CC"), getattr(self.compiler, "compiler_so", None)]
-        key = hashlib.sha256(repr([flags, ext.define_macros, ext.include_dirs, sys.version, compiler]).encode())
+        key = hashlib.sha256(
+            repr([flags, ext.define_macros, ext.include_dirs, sys.version, compiler]).encode()
+        )
         folder = f"build/obj-{key.hexdigest()[:10]}"
         obj = Path(folder, source).with_suffix(".o")
         if self.force or is_stale(obj):
             obj.parent.mkdir(parents=True, exist_ok=True)
             options = [*flags, "-MMD", "-MF", str(obj.with_suffix(".d"))]
-            self.compiler.compile([source], folder, ext.define_macros, ext.include_dirs, extra_postargs=options)
+            self.compiler.compile(
+                [source], folder, ext.define_macros, ext.include_dirs, extra_postargs=options
+            )
         return str(obj)
+
+
+def read_version() -> str:
+    with open("pyproject.toml", "rb") as file:
+        return str(tomllib.load(file)["project"]["version"])
 
 
 def list_c_sources() -> list[str]:
@@ -169,6 +190,7 @@ def make_extensions() -> list[Extension]:
     limited = [("Py_LIMITED_API", "0x030b0000")] if ABI3 else []
     arrays = [("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"), ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]
     arrays += [("PY_ARRAY_UNIQUE_SYMBOL", "svpy_array_api"), ("SV_NO_CUDA_REASON", f'"{NO_CUDA}"')]
+    arrays += [("SV_VERSION", f'"{read_version()}"')]
     common = {"py_limited_api": ABI3, "extra_link_args": ["-Wl,-z,now", "-pthread"]}
     modules = [
         Extension(
@@ -187,7 +209,11 @@ def make_extensions() -> list[Extension]:
                 list(CPP_SOURCES),
                 language="c++",
                 include_dirs=["csrc", torch + "/include"],
-                define_macros=[*limited, ("TORCH_TARGET_VERSION", "0x020a000000000000"), ("TORCH_STABLE_ONLY", "1")],
+                define_macros=[
+                    *limited,
+                    ("TORCH_TARGET_VERSION", "0x020a000000000000"),
+                    ("TORCH_STABLE_ONLY", "1"),
+                ],
                 library_dirs=[torch + "/lib"],
                 libraries=["torch_cpu"],
                 **common,

@@ -1,4 +1,4 @@
-"""Types of the C module. `Ints` are tuples or lists of int in the wire formats of csrc/pattern/*.h; arrays are C-contiguous."""
+"""Types of the C module. `Ints` are wire formats of csrc/pattern/*.h; arrays are C-contiguous."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,9 @@ def visits_from_masks(
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]: ...
 def block_mask(geometry: Ints, rows: NDArray[np.uint32], codes: NDArray[np.uint32]) -> Masks: ...
 def visited_pairs(geometry: Ints, rows: NDArray[np.uint32], codes: NDArray[np.uint32]) -> float: ...
-def items(geometry: Ints, rows: NDArray[np.uint32], choice: NDArray[np.int32], remainder: Masks) -> NDArray[np.uint32]: ...
+def items(
+    geometry: Ints, rows: NDArray[np.uint32], choice: NDArray[np.int32], remainder: Masks
+) -> NDArray[np.uint32]: ...
 def attention(
     q: NDArray[Any],
     k: NDArray[Any],

@@ -14,7 +14,8 @@ from .plan import LayerPlan, SparsePlan
 from .attention import attention  # isort: skip  (last: the function hides the module of the same name)
 
 if TYPE_CHECKING:
-    from .models import applied, apply, explain, observe, remove
+    from .models import applied, apply, observe, remove
+    from .models.explain import explain
 
 __version__ = "0.1.0"
 _LAZY = {"apply": "models", "applied": "models", "explain": "models", "observe": "models", "remove": "models"}

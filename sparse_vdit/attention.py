@@ -40,8 +40,8 @@ def attention(
         return_lse (`bool`, defaults to `False`): Also return the logarithm of the softmax's denominator.
 
     Returns:
-        The output of the shape and dtype of `q` (a tensor also in its memory order), or `(output, lse)` with `lse` float32
-        `[B, H, N]`. A query without keys gives zeros and -inf.
+        The output of the shape and dtype of `q` (a tensor also in its memory order), or `(output, lse)` with `lse`
+        float32 `[B, H, N]`. A query without keys gives zeros and -inf.
 
     Raises:
         ValueError: "attention: k.shape[2] is 4095, expected 4096 (= q.shape[2])".
@@ -65,7 +65,9 @@ def attention(
     torch = sys.modules.get("torch")
     if torch is not None and all(isinstance(array, torch.Tensor) for array in arrays.values()):
         return _attend_torch(q, k, v, layer, scale, kv_len, return_lse)
-    kinds = ", ".join(f"{name} is {type(array).__module__}.{type(array).__name__}" for name, array in arrays.items())
+    kinds = ", ".join(
+        f"{name} is {type(array).__module__}.{type(array).__name__}" for name, array in arrays.items()
+    )
     raise TypeError(f"attention: {kinds}, expected three numpy.ndarray or three torch.Tensor")
 
 
@@ -98,7 +100,9 @@ def _read_kv_len(kv_len: Any, n_batch: int, layer: LayerPlan) -> np.ndarray[Any,
         return None
     values = np.asarray(kv_len)
     if values.dtype.kind not in "iu":
-        raise TypeError(f"attention: kv_len is {values.dtype}, expected an int or an integer array of shape [B]")
+        raise TypeError(
+            f"attention: kv_len is {values.dtype}, expected an int or an integer array of shape [B]"
+        )
     if values.ndim == 0:
         values = np.broadcast_to(values, (n_batch,))
     if values.shape != (n_batch,):

@@ -17,8 +17,8 @@ def build_info() -> dict[str, Any]:
     Nothing is imported for it: torch is described only as far as it is loaded already.
 
     Returns:
-        dict: the C module's part (`compiler`, `isa`, `isa_best`, `isa_env`, `pool`, `threads`, `with_cuda`,
-        `cuda_archs`, `without_cuda_because`, `engines`, `api_version`), and `version`; `torch` (version of the
+        dict: the C module's part (`version`, `compiler`, `isa`, `isa_best`, `isa_env`, `pool`, `threads`, `with_cuda`,
+        `cuda_archs`, `without_cuda_because`, `engines`, `api_version`), and `torch` (version of the
         loaded torch or None); `torch_extension` (whether `sparse_vdit._torch` was built); `torch_door` ("_torch" or
         "python": who runs `torch.ops.sparse_vdit.attention`; None while `sparse_vdit.ops` is not loaded).
 
@@ -33,7 +33,6 @@ def build_info() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     ops = sys.modules.get(f"{__package__}.ops")
     info: dict[str, Any] = dict(_C.build_info())
-    info["version"] = sys.modules[__package__].__version__
     info["torch"] = str(torch.__version__) if torch is not None else None
     info["torch_extension"] = importlib.util.find_spec(f"{__package__}._torch") is not None
     info["torch_door"] = ops.DOOR if ops is not None else None

@@ -1,7 +1,7 @@
 """The torch door: `torch.ops.sparse_vdit.attention`, its schema, fakes and bodies.
 
-Importing this imports torch. The bodies are those of `sparse_vdit._torch` where it was built (`DOOR == "_torch"`), else
-Python over raw pointers to `_C` (`DOOR == "python"`): same core, same bits. Inference only: an input that requires
+Importing this imports torch. The bodies are those of `sparse_vdit._torch` where it was built (`DOOR == "_torch"`),
+else Python over raw pointers to `_C` (`DOOR == "python"`): same core, same bits. Inference only: an input that requires
 grad is refused.
 """
 
@@ -45,11 +45,14 @@ class PackedLayer(NamedTuple):
     @classmethod
     def from_arrays(cls, arrays: Any, device: torch.device | str = "cpu") -> PackedLayer:
         """From the arrays of `LayerPlan.packed()` or `SparsePlan.packed(layer)`; on the CPU nothing is copied."""
-        tensors = [
-            _share(array).to(device)
-            for array in (arrays.items, arrays.codes, arrays.heads, arrays.betas, arrays.tokens)
-        ]
-        return cls(*tensors, geometry=tuple(int(number) for number in arrays.geometry))  # type: ignore[misc]
+        return cls(
+            items=_share(arrays.items).to(device),
+            codes=_share(arrays.codes).to(device),
+            heads=_share(arrays.heads).to(device),
+            betas=_share(arrays.betas).to(device),
+            tokens=_share(arrays.tokens).to(device),
+            geometry=tuple(int(number) for number in arrays.geometry),
+        )
 
 
 def _share(array: np.ndarray[Any, Any]) -> Tensor:
@@ -114,7 +117,9 @@ def _refuse_grad(q: Tensor, k: Tensor, v: Tensor) -> None:
         return
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.requires_grad:
-            raise UnsupportedError(f"attention: {name} requires grad, expected inputs without (there is no backward)")
+            raise UnsupportedError(
+                f"attention: {name} requires grad, expected inputs without (there is no backward)"
+            )
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, packed: PackedLayer, scale: float) -> None:
@@ -122,8 +127,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, packed: PackedLayer, scale: float) -
     for name, tensor in (("k", k), ("v", v)):
         if tensor.device != q.device:
             raise ValueError(f"attention: {name} is on {tensor.device}, expected {q.device} like q")
-    metadata = [(tuple(t.shape), t.stride(), str(t.dtype).removeprefix("torch.")) for t in (q, k, v)]
-    _C.attention_check(*metadata, packed.geometry, packed.heads.shape[1], scale, q.device.type)
+    of_q, of_k, of_v = ((tuple(t.shape), t.stride(), _dtype_name(t)) for t in (q, k, v))
+    _C.attention_check(of_q, of_k, of_v, packed.geometry, packed.heads.shape[1], scale, q.device.type)
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 # ---- the operator ----
@@ -162,9 +171,8 @@ def _attention_fake(
         if tensor.dim() != 4:
             raise ValueError(f"attention: {name} has {tensor.dim()} dimensions, expected 4")
         if tensor.dtype not in DTYPE_NAMES:
-            raise TypeError(
-                f"attention: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected float32, float16 or bfloat16"
-            )
+            got = _dtype_name(tensor)
+            raise TypeError(f"attention: {name} is {got}, expected float32, float16 or bfloat16")
     return _new_outputs(q, return_lse)
 
 
@@ -176,10 +184,14 @@ def _attention_grad(*arguments: Any) -> Any:
 
 
 def _attention_cuda(*arguments: Any) -> Any:
-    raise UnsupportedError(f"attention: q is on cuda, expected cpu: {_C.build_info()['without_cuda_because']}")
+    raise UnsupportedError(
+        f"attention: q is on cuda, expected cpu: {_C.build_info()['without_cuda_because']}"
+    )
 
 
-def _view(tensor: Tensor, name: str, dtype: torch.dtype | None = None) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def _view(
+    tensor: Tensor, name: str, dtype: torch.dtype | None = None
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     if dtype is not None and tensor.dtype != dtype:
         wanted = str(dtype).removeprefix("torch.")
         raise ValueError(f"attention: {name} is of another dtype, expected {wanted}")
@@ -206,8 +218,12 @@ def _attention_python(
         raise ValueError("attention: q has another number of dimensions, expected 4")
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dtype not in DTYPE_NAMES or tensor.dtype != q.dtype:
-            wanted = "float32, float16 or bfloat16" if tensor.dtype not in DTYPE_NAMES else f"{DTYPE_NAMES[q.dtype]} like q"
-            raise ValueError(f"attention: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected {wanted}")
+            wanted = (
+                "float32, float16 or bfloat16"
+                if tensor.dtype not in DTYPE_NAMES
+                else f"{DTYPE_NAMES[q.dtype]} like q"
+            )
+            raise ValueError(f"attention: {name} is {_dtype_name(tensor)}, expected {wanted}")
     out, lse = _new_outputs(q, return_lse)
     _C.attention_pointers(
         DTYPE_NAMES[q.dtype],

@@ -20,14 +20,18 @@ import sparse_vdit
 from sparse_vdit import _C
 
 ROOT = Path(__file__).parent.parent
-has_sources = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="build: the source tree is not here")
+has_sources = pytest.mark.skipif(
+    not (ROOT / "setup.py").is_file(), reason="build: the source tree is not here"
+)
 LEVELS = ["portable", "avx2", "avx512", "avx512bf16"]
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter outside the source tree."""
     environ = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environ, cwd="/")
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environ, cwd="/"
+    )
 
 
 def listed_sources(name: str) -> list[str]:
@@ -60,16 +64,22 @@ def test_exports_only_its_init_function(name: str) -> None:
     found = list(Path(sparse_vdit.__file__).parent.glob(f"{name}.*.so"))
     if not found and name == "_torch":
         pytest.skip("build: _torch was not built here")
-    text = subprocess.run(["nm", "-D", "--defined-only", found[0]], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["nm", "-D", "--defined-only", found[0]], capture_output=True, text=True, check=True
+    ).stdout
     strong = [line.split()[-1] for line in text.splitlines() if line.split()[-2] in "TDBR"]
-    assert [symbol for symbol in strong if not symbol.startswith("_") or symbol.startswith("_Z")] == [f"PyInit_{name}"]
+    assert [symbol for symbol in strong if not symbol.startswith("_") or symbol.startswith("_Z")] == [
+        f"PyInit_{name}"
+    ]
 
 
 def test_needs_only_system_libraries() -> None:
     (found,) = Path(sparse_vdit.__file__).parent.glob("_C.*.so")
     text = subprocess.run(["readelf", "-d", found], capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"NEEDED.*\[(.+?)\]", text))
-    assert needed <= {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2"}, needed
+    assert needed <= {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2"}, (
+        needed
+    )
 
 
 @has_sources
@@ -125,7 +135,11 @@ def test_setup_finds_torch_without_importing_it(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("SPARSE_VDIT_CUDA", "1", "SPARSE_VDIT_CUDA is 1, expected auto or 0: CUDA kernels are not part of this version"),
+        (
+            "SPARSE_VDIT_CUDA",
+            "1",
+            "SPARSE_VDIT_CUDA is 1, expected auto or 0: CUDA kernels are not part of this version",
+        ),
         ("SPARSE_VDIT_CUDA", "yes", "SPARSE_VDIT_CUDA is 'yes', expected auto, 1 or 0"),
         ("SPARSE_VDIT_TORCH", "on", "SPARSE_VDIT_TORCH is 'on', expected auto, 1 or 0"),
     ],
@@ -152,7 +166,9 @@ def test_other_systems_get_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 def test_source_archive_is_complete(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
-    skip = shutil.ignore_patterns(".git", "build", "dist", "*.egg-info", ".*cache", ".venv*", ".runs", "*.so", "sparse-vdit-demo")
+    skip = shutil.ignore_patterns(
+        ".git", "build", "dist", "*.egg-info", ".*cache", ".venv*", ".runs", "*.so", "sparse-vdit-demo"
+    )
     shutil.copytree(ROOT, tree, ignore=skip)
     command = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(tmp_path / "dist")]
     subprocess.run(command, cwd=tree, check=True, capture_output=True)
@@ -160,7 +176,12 @@ def test_source_archive_is_complete(tmp_path: Path) -> None:
     with tarfile.open(archive) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
     wanted = [path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.[ch]*")]
-    wanted += [Path("setup.py"), Path("pyproject.toml"), Path("sparse_vdit/_C.pyi"), Path("sparse_vdit/py.typed")]
+    wanted += [
+        Path("setup.py"),
+        Path("pyproject.toml"),
+        Path("sparse_vdit/_C.pyi"),
+        Path("sparse_vdit/py.typed"),
+    ]
     assert not [str(path) for path in wanted if str(path) not in packed]
     assert not [name for name in packed if name.endswith((".so", ".o", ".pyc"))]
 
@@ -170,7 +191,9 @@ def test_source_archive_is_complete(tmp_path: Path) -> None:
 def test_by_hand_line_of_the_c_readme_works(tmp_path: Path) -> None:
     """The line is taken from csrc/README.md, word by word; its products go where it says, in a copy."""
     text = (ROOT / "csrc/README.md").read_text().replace("\\\n", " ")
-    lines = [line.strip().removeprefix("$ ") for line in text.splitlines() if re.match(r"\s*(\$ )?gcc ", line)]
+    lines = [
+        line.strip().removeprefix("$ ") for line in text.splitlines() if re.match(r"\s*(\$ )?gcc ", line)
+    ]
     assert lines, "csrc/README.md has no line that begins with gcc"
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     shutil.copytree(ROOT / "tests/c", tmp_path / "tests/c")
@@ -213,7 +236,9 @@ def test_build_info_says_what_is_there() -> None:
     assert info["without_cuda_because"] == "CUDA kernels are not part of this version"
     assert info["threads"] >= 1
     assert info["pool"] in ("own", "torch")
-    assert set(info["engines"]) == {f"{t} d{d}" for t in ("float32", "bfloat16", "float16") for d in (64, 128)}
+    assert set(info["engines"]) == {
+        f"{t} d{d}" for t in ("float32", "bfloat16", "float16") for d in (64, 128)
+    }
 
 
 # ---- SPARSE_VDIT_ISA ----

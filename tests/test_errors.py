@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sparse_vdit import (
+    _C,
     CudaError,
     Geometry,
     LayerPlan,
@@ -17,7 +18,6 @@ from sparse_vdit import (
     Pattern,
     SparseVDiTError,
     UnsupportedError,
-    _C,
     attention,
 )
 
@@ -86,7 +86,11 @@ def test_classes_are_what_callers_catch() -> None:
     assert issubclass(CudaError, RuntimeError)
     assert issubclass(UnsupportedError, SparseVDiTError)
     assert issubclass(CudaError, SparseVDiTError)
-    assert (_C.SparseVDiTError, _C.UnsupportedError, _C.CudaError) == (SparseVDiTError, UnsupportedError, CudaError)
+    assert (_C.SparseVDiTError, _C.UnsupportedError, _C.CudaError) == (
+        SparseVDiTError,
+        UnsupportedError,
+        CudaError,
+    )
 
 
 # ---- the NumPy door ----
@@ -111,9 +115,9 @@ def misaligned() -> np.ndarray[Any, Any]:
 
 def odd_stride() -> np.ndarray[Any, Any]:
     raw = np.zeros((1, 2, TOKENS, 64 * 4 + 2), np.uint8)
-    return np.lib.stride_tricks.as_strided(raw.view(np.uint8)[..., :256].view(np.uint8), raw.shape, raw.strides)[
-        ..., :256
-    ].view(np.float32)
+    return np.lib.stride_tricks.as_strided(
+        raw.view(np.uint8)[..., :256].view(np.uint8), raw.shape, raw.strides
+    )[..., :256].view(np.float32)
 
 
 REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
@@ -158,7 +162,11 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         "attention: k is not aligned, expected an address and strides that are multiples of 4 bytes",
         lambda: one_call(k=odd_stride()),
     ),
-    "head_dim 20": (UnsupportedError, "attention: .*20.*", lambda: one_call(**dict.fromkeys(QKV, ones(1, 2, TOKENS, 20)))),
+    "head_dim 20": (
+        UnsupportedError,
+        "attention: .*20.*",
+        lambda: one_call(**dict.fromkeys(QKV, ones(1, 2, TOKENS, 20))),
+    ),
     "head_dim 264": (
         UnsupportedError,
         "attention: .*264.*",
@@ -185,8 +193,16 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         r"attention: kv_len.shape\[0\] is 2, expected 1",
         lambda: one_call(kv_len=np.array([TOKENS, TOKENS])),
     ),
-    "kv_len high": (ValueError, rf"attention: kv_len\[0\] is {TOKENS + 1}, .*", lambda: one_call(kv_len=np.array([TOKENS + 1]))),
-    "kv_len low": (ValueError, r"attention: kv_len\[0\] is 195, .*", lambda: one_call(kv_len=np.array([195]))),
+    "kv_len high": (
+        ValueError,
+        rf"attention: kv_len\[0\] is {TOKENS + 1}, .*",
+        lambda: one_call(kv_len=np.array([TOKENS + 1])),
+    ),
+    "kv_len low": (
+        ValueError,
+        r"attention: kv_len\[0\] is 195, .*",
+        lambda: one_call(kv_len=np.array([195])),
+    ),
     "items dtype": (
         TypeError,
         "attention: items is int64, expected uint32",
@@ -207,7 +223,11 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         "attention: .*",
         lambda: one_call(items=np.array([[1 << 24, 0, 0, 99]], np.uint32)),
     ),
-    "items codes": (ValueError, "attention: .*", lambda: one_call(items=np.array([[1, 0, 9999, 5]], np.uint32))),
+    "items codes": (
+        ValueError,
+        "attention: .*",
+        lambda: one_call(items=np.array([[1, 0, 9999, 5]], np.uint32)),
+    ),
     "codes word": (
         ValueError,
         "attention: .*",
@@ -258,7 +278,11 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     ),
     "overflow": (ValueError, "geometry: .*", lambda: _C.geometry_check((2**31, 2**31, 2**31, 0, 0, 32, 16))),
     "order kind": (ValueError, "order: .*", lambda: _C.tokens(INTS, (7, 0, 0, 0))),
-    "order length": (ValueError, "places: order has 3 integers, expected 4", lambda: _C.places(INTS, (0, 0, 0))),
+    "order length": (
+        ValueError,
+        "places: order has 3 integers, expected 4",
+        lambda: _C.places(INTS, (0, 0, 0)),
+    ),
     "pattern dtype": (
         TypeError,
         "mine: pattern is float64, expected int64",
@@ -266,7 +290,11 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     ),
     "pattern short": (ValueError, "mine: .*", lambda: _C.pattern_check(INTS, np.zeros(3, np.int64), "mine")),
     "pattern kind": (ValueError, "pattern: .*", lambda: _C.pattern_check(INTS, np.full(7, 9))),
-    "visits list": (TypeError, "visits: there is no list of arrays, expected one", lambda: _C.visits(INTS, 3, PLAIN)),
+    "visits list": (
+        TypeError,
+        "visits: there is no list of arrays, expected one",
+        lambda: _C.visits(INTS, 3, PLAIN),
+    ),
     "visits entry": (
         TypeError,
         r"visits: patterns\[0\] is str, expected numpy.ndarray",
@@ -331,7 +359,9 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "check device": (
         UnsupportedError,
         "attention: q is on cuda, expected cpu: CUDA kernels are not part of this version",
-        lambda: _C.attention_check(*[((1, 2, TOKENS, 64), (1, 1, 1, 1), "float32")] * 3, INTS, 2, 0.1, "cuda"),
+        lambda: _C.attention_check(
+            *[((1, 2, TOKENS, 64), (1, 1, 1, 1), "float32")] * 3, INTS, 2, 0.1, "cuda"
+        ),
     ),
     "check metadata": (
         TypeError,
@@ -346,7 +376,9 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "reference shape": (
         ValueError,
         r".*: k.shape\[3\] is 16, expected 8.*",
-        lambda: _C.attention_reference(ones(1, 1, 4, 8), ones(1, 1, 4, 16), ones(1, 1, 4, 8), None, None, 1.0),
+        lambda: _C.attention_reference(
+            ones(1, 1, 4, 8), ones(1, 1, 4, 16), ones(1, 1, 4, 8), None, None, 1.0
+        ),
     ),
 }
 
@@ -412,13 +444,17 @@ def test_bfloat16_is_known_by_name_alone() -> None:
     out = attention(q, q, q, layer=LAYER)
     assert out.dtype == q.dtype
     assert np.allclose(out.astype(np.float32), 1.0)
-    with pytest.raises(TypeError, match="attention: q is float8_e4m3fn, expected float32, float16 or bfloat16"):
+    with pytest.raises(
+        TypeError, match="attention: q is float8_e4m3fn, expected float32, float16 or bfloat16"
+    ):
         one_call(q=q.astype(ml_dtypes.float8_e4m3fn))
 
 
 def test_a_tile_order_reaches_the_core(rng: np.random.Generator) -> None:
     """The reference knows no orders: a full head in any of them is the same attention."""
-    layer = LayerPlan(GEOMETRY, [Pattern.vertical_stripe(key_blocks=range(13), order=Order.tiles(2, 3, 3))] * 2)
+    layer = LayerPlan(
+        GEOMETRY, [Pattern.vertical_stripe(key_blocks=range(13), order=Order.tiles(2, 3, 3))] * 2
+    )
     q, k, v = (rng.standard_normal((1, 2, TOKENS, 64)).astype(np.float32) for _ in range(3))
     reference, _ = _C.attention_reference(q, k, v, None, None, 0.125)
     assert np.abs(attention(q, k, v, layer=layer) - reference).max() < 1e-5

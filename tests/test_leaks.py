@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_vdit import Geometry, LayerPlan, Order, Pattern, _C
+from sparse_vdit import _C, Geometry, LayerPlan, Order, Pattern
 
 GEOMETRY = Geometry(frames=4, height=4, width=8, prefix=4, suffix=3, block_q=16, block_k=16)
 INTS = GEOMETRY.to_ints()
 TOKENS = GEOMETRY.tokens
-PATTERNS = [Pattern.full(), Pattern.vertical_stripe(key_blocks=[1, 3], order=Order.tiles(1, 2, 2), remainder=0.5)]
+PATTERNS = [
+    Pattern.full(),
+    Pattern.vertical_stripe(key_blocks=[1, 3], order=Order.tiles(1, 2, 2), remainder=0.5),
+]
 LAYER = LayerPlan(GEOMETRY, PATTERNS)
 WIRES = [pattern.to_ints() for pattern in PATTERNS]
 MASKS = [LAYER.block_mask(head) for head in range(2)]
@@ -79,7 +83,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     "attention, mixed": lambda: _C.attention(QKV, HALF, QKV, *LISTS, 0.25, None, True),
     "attention, shape": lambda: _C.attention(QKV, QKV[:, :, 1:], QKV, *LISTS, 0.25, None, True),
     "attention, kv_len": lambda: _C.attention(QKV, QKV, QKV, *LISTS, 0.25, KV_LEN + 9, True),
-    "attention, items": lambda: _C.attention(QKV, QKV, QKV, LISTS[0] + np.uint32(77), *LISTS[1:], 0.25, None, True),
+    "attention, items": lambda: _C.attention(
+        QKV, QKV, QKV, LISTS[0] + np.uint32(77), *LISTS[1:], 0.25, None, True
+    ),
     "attention, missing": lambda: _C.attention(QKV, QKV),  # type: ignore[call-arg]
     "attention_check": lambda: _C.attention_check(META, META, META, INTS, 2, 0.25),
     "attention_check, device": lambda: _C.attention_check(META, META, META, INTS, 2, 0.25, "cuda"),
@@ -90,7 +96,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     "attention_pointers, dtype": lambda: pointers(dtype="float64"),
     "attention_pointers, items": lambda: pointers(items=PACKED.items[0]),
     "attention_reference": lambda: _C.attention_reference(QKV, QKV, QKV, None, KV_LEN, 0.25),
-    "attention_reference, mask": lambda: _C.attention_reference(QKV, QKV, QKV, np.ones((1, 2, 3)), None, 0.25),
+    "attention_reference, mask": lambda: _C.attention_reference(
+        QKV, QKV, QKV, np.ones((1, 2, 3)), None, 0.25
+    ),
     "attention_reference, shape": lambda: _C.attention_reference(QKV, QKV[:, :, 1:], QKV, None, None, 0.25),
     "attention_engine": lambda: _C.attention_engine("bfloat16", 128),
     "attention_engine, dtype": lambda: _C.attention_engine("int8", 128),
@@ -109,14 +117,14 @@ CALLS: dict[str, Callable[[], Any]] = {
 
 def repeat(call: Callable[[], Any], times: int) -> None:
     for _ in range(times):
-        try:
+        with contextlib.suppress(Exception, KeyboardInterrupt):
             call()
-        except (Exception, KeyboardInterrupt):
-            pass
 
 
 def test_every_entry_point_is_called_here() -> None:
-    described = {name for name in dir(_C) if callable(getattr(_C, name)) and not isinstance(getattr(_C, name), type)}
+    described = {
+        name for name in dir(_C) if callable(getattr(_C, name)) and not isinstance(getattr(_C, name), type)
+    }
     described -= {name for name in described if name.startswith("__")}
     assert described == {name.partition(",")[0] for name in CALLS}
 
@@ -174,16 +182,13 @@ def test_each_allocation_may_fail(name: str) -> None:
     expected, failures = call(), 0
     for n in range(1, 200):
         _C.scratch_fail_at(n)
-        try:
-            got = call()
-        except MemoryError as error:
-            failures += 1
-            assert "could not allocate" in str(error)
-            assert _C.scratch_live() - live <= _count_pools(expected)
-            continue
-        finally:
-            _C.scratch_fail_at(0)
-        break
+        got, sentence = catch_memory_error(call)
+        _C.scratch_fail_at(0)
+        if not sentence:
+            break
+        failures += 1
+        assert "could not allocate" in sentence
+        assert _C.scratch_live() - live <= _count_pools(expected)
     else:
         raise AssertionError("200 allocations in one call")
     assert failures == n - 1
@@ -192,6 +197,13 @@ def test_each_allocation_may_fail(name: str) -> None:
         assert all(np.array_equal(one, other) for one, other in zip(expected, got, strict=True))
     elif expected is not None:
         assert np.array_equal(expected, got)
+
+
+def catch_memory_error(call: Callable[[], Any]) -> tuple[Any, str]:
+    try:
+        return call(), ""
+    except MemoryError as error:
+        return None, str(error)
 
 
 def _count_pools(result: Any) -> int:
@@ -239,6 +251,10 @@ def test_process_memory_stands_still() -> None:
         print((read() - before) >> 20)
     """
     done = subprocess.run(
-        [sys.executable, "-P", "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd="/", timeout=240
+        [sys.executable, "-P", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        timeout=240,
     )
     assert int(done.stdout) < 16, done.stderr

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_vdit import Geometry, LayerPlan, Pattern, _C, attention
+from sparse_vdit import _C, Geometry, LayerPlan, Pattern, attention
 
 GEOMETRY = Geometry(frames=6, height=10, width=12, prefix=5, suffix=9, block_q=64, block_k=32)
 LAYER = LayerPlan(
@@ -26,7 +26,8 @@ LAYER = LayerPlan(
     ],
 )
 needs_torch = pytest.mark.skipif(
-    not any(os.path.isdir(os.path.join(place, "torch")) for place in sys.path), reason="threads: torch is not installed"
+    not any(os.path.isdir(os.path.join(place, "torch")) for place in sys.path),
+    reason="threads: torch is not installed",
 )
 
 
@@ -161,18 +162,22 @@ if "torch" in sys.argv[1]:
     torch.set_num_threads(2)
     t = torch.from_numpy(q)
     packed, bin = ops.PackedLayer.from_arrays(layer.packed()), torch.zeros(1, dtype=torch.int64)
-    direct = lambda: torch.ops.sparse_vdit.attention(t, t, t, *packed[:5], bin, list(packed.geometry), 0.125, None, False)
+    rest = (*packed[:5], bin, list(packed.geometry), 0.125, None, False)
+    direct = lambda: torch.ops.sparse_vdit.attention(t, t, t, *rest)
     calls["torch"] = lambda: s.attention(t, t, t, layer=layer)
     calls["torch operator"] = direct
     calls["torch no_grad"] = torch.no_grad()(direct)
-    graph = torch.compile(lambda t, p: ops.attention_layer(t, t, t, p, bin, 0.125), backend="aot_eager", fullgraph=True)
+    attend = lambda t, p: ops.attention_layer(t, t, t, p, bin, 0.125)
+    graph = torch.compile(attend, backend="aot_eager", fullgraph=True)
     calls["torch compiled"] = lambda: graph(t, packed)
     if sys.argv[1] == "torch compiled":  # compiled beforehand, on lists without items
         graph(t, packed._replace(items=torch.full_like(packed.items, -1)))
 call = calls[sys.argv[1]]
 """
 
-INTERRUPT_MAIN = INTERRUPTED + """
+INTERRUPT_MAIN = (
+    INTERRUPTED
+    + """
 later(signal.SIGINT, 0.4)
 try:
     call()
@@ -180,8 +185,11 @@ try:
 except KeyboardInterrupt:
     print(time.perf_counter() - sent[0], _C.scratch_live())
 """
+)
 
-OTHER_SIGNAL = INTERRUPTED + """
+OTHER_SIGNAL = (
+    INTERRUPTED
+    + """
 class Late(Exception): pass
 def handler(*_): raise Late("out of time")
 signal.signal(signal.SIGALRM, handler)
@@ -199,6 +207,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.02)
 s.attention(q, q, q, layer=layer)
 print("handled", len(harmless))
 """
+)
 
 
 def interrupt(code: str, call: str) -> list[str]:

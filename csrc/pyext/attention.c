@@ -74,7 +74,8 @@ static void view_missing(const sv_tensor *q, sv_tensor *out) {
 static int make_outputs(const door *d, sv_attention_args *a, PyObject **out, PyObject **lse) {
   PyArray_Descr *dtype = PyArray_DESCR((PyArrayObject *)d->q);
   Py_INCREF((PyObject *)dtype);
-  *out = PyArray_NewFromDescr(&PyArray_Type, dtype, 4, PyArray_DIMS((PyArrayObject *)d->q), NULL, NULL, 0, NULL);
+  *out =
+      PyArray_NewFromDescr(&PyArray_Type, dtype, 4, PyArray_DIMS((PyArrayObject *)d->q), NULL, NULL, 0, NULL);
   if (!*out) return -1;
   view_new(*out, a->q.dtype, 4, &a->out);
   if (!d->wants_lse) return 0;
@@ -120,15 +121,16 @@ static sv_status take_metadata(const char *name, PyObject *object, sv_tensor *ou
   const char *dtype_name;
   if (!PyTuple_Check(object) || !PyArg_ParseTuple(object, "OOs", &shape, &stride, &dtype_name)) {
     PyErr_Clear();
-    return sv_fail(SV_ERR_TYPE, "attention_check: %s is not (shape, strides, dtype name), expected it to be", name);
+    return sv_fail(SV_ERR_TYPE, "attention_check: %s is not (shape, strides, dtype name), expected it to be",
+                   name);
   }
   *out = (sv_tensor){.ndim = 4};
   SV_TRY(svpy_to_dtype("attention", name, dtype_name, &out->dtype));
   Py_ssize_t n = PySequence_Size(shape);
   if (n != 4) {
     PyErr_Clear();
-    return sv_fail(SV_ERR_ARG, "attention: %s has %lld dimensions, expected 4 (batch, head, token, channel)", name,
-                   (long long)n);
+    return sv_fail(SV_ERR_ARG, "attention: %s has %lld dimensions, expected 4 (batch, head, token, channel)",
+                   name, (long long)n);
   }
   SV_TRY(svpy_to_ints("attention", name, shape, 4, out->shape));
   return svpy_to_ints("attention", name, stride, 4, out->stride);
@@ -140,7 +142,8 @@ static sv_status check_metadata(PyObject *const *qkv, PyObject *geometry, int64_
   sv_attention_args a = {.scale = scale};
   sv_tensor *const views[] = {&a.q, &a.k, &a.v};
   if (strcmp(device, "cpu") != 0)
-    return sv_fail(SV_ERR_UNSUPPORTED, "attention: q is on %.40s, expected cpu: %s", device, SV_NO_CUDA_REASON);
+    return sv_fail(SV_ERR_UNSUPPORTED, "attention: q is on %.40s, expected cpu: %s", device,
+                   SV_NO_CUDA_REASON);
   SV_TRY(svpy_check_environment());
   SV_TRY(svpy_to_geometry("attention", geometry, &a.geometry));
   for (int i = 0; i < 3; i++) SV_TRY(take_metadata(names[i], qkv[i], views[i]));
@@ -161,8 +164,8 @@ SVPY_FUNCTION(svpy_attention_check) {
   long long n_heads;
   double scale;
   const char *device = "cpu";
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOLd|s:attention_check", names, &qkv[0], &qkv[1], &qkv[2],
-                                   &geometry, &n_heads, &scale, &device))
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOLd|s:attention_check", names, &qkv[0], &qkv[1],
+                                   &qkv[2], &geometry, &n_heads, &scale, &device))
     return NULL;
   sv_status status = check_metadata(qkv, geometry, n_heads, scale, device);
   return svpy_finish(module, status, NULL, Py_NewRef(Py_None));
@@ -173,7 +176,8 @@ SVPY_FUNCTION(svpy_attention_engine) {
   const char *dtype_name;
   long long head_dim;
   int32_t dtype;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "sL:attention_engine", names, &dtype_name, &head_dim)) return NULL;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "sL:attention_engine", names, &dtype_name, &head_dim))
+    return NULL;
   sv_status status = svpy_to_dtype("attention_engine", "dtype", dtype_name, &dtype);
   if (status != SV_OK) return svpy_raise(module, status, NULL);
   return PyUnicode_FromString(sv_attention_engine(dtype, head_dim));

@@ -5,7 +5,8 @@
 static sv_status refuse_type(const char *who, const char *name, PyObject *object, const char *expected) {
   PyObject *type_name = PyType_GetName(Py_TYPE(object));
   const char *text = type_name ? PyUnicode_AsUTF8AndSize(type_name, NULL) : NULL;
-  sv_status status = sv_fail(SV_ERR_TYPE, "%s: %s is %s, expected %s", who, name, text ? text : "?", expected);
+  sv_status status =
+      sv_fail(SV_ERR_TYPE, "%s: %s is %s, expected %s", who, name, text ? text : "?", expected);
   Py_XDECREF(type_name);
   PyErr_Clear();
   return status;
@@ -34,7 +35,8 @@ static sv_status take_int(const char *who, const char *name, int64_t at, PyObjec
   Py_DECREF(number);
   if (*out != -1 || !PyErr_Occurred()) return SV_OK;
   PyErr_Clear();
-  return sv_fail(SV_ERR_ARG, "%s: %s[%lld] has more than 64 bits, expected an int64", who, name, (long long)at);
+  return sv_fail(SV_ERR_ARG, "%s: %s[%lld] has more than 64 bits, expected an int64", who, name,
+                 (long long)at);
 }
 
 sv_status svpy_to_ints(const char *who, const char *name, PyObject *object, int64_t n, int64_t *out) {
@@ -72,18 +74,24 @@ sv_status svpy_to_order(const char *who, PyObject *object, sv_order *out) {
 
 static const char *name_numpy_type(int numpy_type) {
   switch (numpy_type) {
-  case NPY_BOOL: return "bool";
-  case NPY_INT32: return "int32";
-  case NPY_UINT32: return "uint32";
-  case NPY_INT64: return "int64";
-  default: return "float32";
+  case NPY_BOOL:
+    return "bool";
+  case NPY_INT32:
+    return "int32";
+  case NPY_UINT32:
+    return "uint32";
+  case NPY_INT64:
+    return "int64";
+  default:
+    return "float32";
   }
 }
 
 static sv_status check_shape(const char *who, const char *name, PyArrayObject *array, int n_dims,
                              const int64_t *shape) {
   if (PyArray_NDIM(array) != n_dims)
-    return sv_fail(SV_ERR_ARG, "%s: %s has %d dimensions, expected %d", who, name, PyArray_NDIM(array), n_dims);
+    return sv_fail(SV_ERR_ARG, "%s: %s has %d dimensions, expected %d", who, name, PyArray_NDIM(array),
+                   n_dims);
   for (int i = 0; i < n_dims; i++) {
     if (shape[i] != SVPY_ANY && PyArray_DIM(array, i) != shape[i])
       return sv_fail(SV_ERR_ARG, "%s: %s.shape[%d] is %lld, expected %lld", who, name, i,
@@ -111,7 +119,8 @@ sv_status svpy_to_dtype(const char *who, const char *name, const char *dtype_nam
     *out = dtype;
     return SV_OK;
   }
-  return sv_fail(SV_ERR_TYPE, "%s: %s is %.60s, expected float32, float16 or bfloat16", who, name, dtype_name);
+  return sv_fail(SV_ERR_TYPE, "%s: %s is %.60s, expected float32, float16 or bfloat16", who, name,
+                 dtype_name);
 }
 
 static sv_status find_dtype(const char *who, const char *name, PyArrayObject *array, int32_t *out) {
@@ -128,8 +137,8 @@ sv_status svpy_to_tensor(const char *who, const char *name, PyObject *object, sv
   *out = (sv_tensor){.data = PyArray_DATA(array), .ndim = PyArray_NDIM(array)};
   SV_TRY(find_dtype(who, name, array, &out->dtype));
   if (out->ndim != 4)
-    return sv_fail(SV_ERR_ARG, "%s: %s has %d dimensions, expected 4 (batch, head, token, channel)", who, name,
-                   out->ndim);
+    return sv_fail(SV_ERR_ARG, "%s: %s has %d dimensions, expected 4 (batch, head, token, channel)", who,
+                   name, out->ndim);
   int64_t bytes = sv_dtype_bytes(out->dtype);
   bool is_aligned = (uintptr_t)out->data % (uintptr_t)bytes == 0;
   for (int i = 0; i < 4; i++) {
@@ -139,7 +148,8 @@ sv_status svpy_to_tensor(const char *who, const char *name, PyObject *object, sv
     out->stride[i] = stride / bytes;
   }
   if (is_aligned) return SV_OK;
-  return sv_fail(SV_ERR_ARG, "%s: %s is not aligned, expected an address and strides that are multiples of %lld bytes",
+  return sv_fail(SV_ERR_ARG,
+                 "%s: %s is not aligned, expected an address and strides that are multiples of %lld bytes",
                  who, name, (long long)bytes);
 }
 

@@ -26,13 +26,20 @@ int svpy_add_exceptions(PyObject *module, svpy_state *state) {
 
 static PyObject *choose_class(const svpy_state *state, sv_status status) {
   switch (status) {
-  case SV_ERR_ARG: return PyExc_ValueError;
-  case SV_ERR_TYPE: return PyExc_TypeError;
-  case SV_ERR_NOMEM: return PyExc_MemoryError;
-  case SV_ERR_UNSUPPORTED: return state->unsupported;
-  case SV_ERR_CUDA: return state->cuda;
-  case SV_ERR_INTERRUPTED: return PyExc_KeyboardInterrupt;
-  default: return state->error;
+  case SV_ERR_ARG:
+    return PyExc_ValueError;
+  case SV_ERR_TYPE:
+    return PyExc_TypeError;
+  case SV_ERR_NOMEM:
+    return PyExc_MemoryError;
+  case SV_ERR_UNSUPPORTED:
+    return state->unsupported;
+  case SV_ERR_CUDA:
+    return state->cuda;
+  case SV_ERR_INTERRUPTED:
+    return PyExc_KeyboardInterrupt;
+  default:
+    return state->error;
   }
 }
 

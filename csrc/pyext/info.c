@@ -39,12 +39,15 @@ static int put_engines(PyObject *info) {
 }
 
 static int fill_info(PyObject *info) {
-  if (put_text(info, "compiler", COMPILER) != 0 || put_text(info, "isa", sv_isa_name(sv_cpu_isa())) != 0) return -1;
+  if (put_text(info, "version", SV_VERSION) != 0) return -1;
+  if (put_text(info, "compiler", COMPILER) != 0 || put_text(info, "isa", sv_isa_name(sv_cpu_isa())) != 0)
+    return -1;
   if (put_text(info, "isa_best", sv_isa_name(sv_cpu_best_isa())) != 0) return -1;
   if (put_text(info, "isa_env", getenv("SPARSE_VDIT_ISA")) != 0) return -1;
   if (put_text(info, "pool", sv_parallel_pool_name()) != 0) return -1;
   if (put(info, "threads", PyLong_FromLong(sv_parallel_threads())) != 0) return -1;
-  if (put(info, "with_cuda", Py_NewRef(Py_False)) != 0 || put(info, "cuda_archs", PyTuple_New(0)) != 0) return -1;
+  if (put(info, "with_cuda", Py_NewRef(Py_False)) != 0 || put(info, "cuda_archs", PyTuple_New(0)) != 0)
+    return -1;
   if (put_text(info, "without_cuda_because", SV_NO_CUDA_REASON) != 0) return -1;
   if (put(info, "api_version", PyLong_FromLong(SV_API_VERSION)) != 0) return -1;
   return put_engines(info);
@@ -65,7 +68,8 @@ SVPY_FUNCTION(svpy_set_threads) {
   int n;
   if (!PyArg_ParseTupleAndKeywords(args, keywords, "i:set_threads", names, &n)) return NULL;
   sv_status status = SV_OK;
-  if (n < 0 || n > 256) status = sv_fail(SV_ERR_ARG, "set_threads: n is %d, expected 0 (automatic) or 1..256", n);
+  if (n < 0 || n > 256)
+    status = sv_fail(SV_ERR_ARG, "set_threads: n is %d, expected 0 (automatic) or 1..256", n);
   if (status == SV_OK) sv_parallel_set_threads(n);
   return svpy_finish(module, status, NULL, Py_NewRef(Py_None));
 }

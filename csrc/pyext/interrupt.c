@@ -32,7 +32,8 @@ static bool run_signal_handlers(void *ctx) {
 
 void svpy_poll_open(svpy_poll *poll) {
   bool is_main = syscall(SYS_gettid) == getpid();
-  *poll = (svpy_poll){.poll = {run_signal_handlers, poll}, .next_ns = is_main ? now_ns() + POLL_NS : INT64_MAX};
+  *poll =
+      (svpy_poll){.poll = {run_signal_handlers, poll}, .next_ns = is_main ? now_ns() + POLL_NS : INT64_MAX};
 }
 
 bool svpy_poll_restore(svpy_poll *poll) {

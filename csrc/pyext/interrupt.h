@@ -8,7 +8,7 @@
 
 typedef struct svpy_poll {
   sv_poll poll;
-  int64_t next_ns;  /* INT64_MAX: not the main thread, where Python runs no handlers */
+  int64_t next_ns;   /* INT64_MAX: not the main thread, where Python runs no handlers */
   PyObject *kept[3]; /* type, value, traceback of what a handler raised, or NULL */
 } svpy_poll;
 

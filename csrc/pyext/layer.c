@@ -34,8 +34,10 @@ static int64_t count_items(const sv_item *items, int64_t n) {
   int64_t low = 0, high = n; /* the filling is a tail */
   while (low < high) {
     int64_t middle = low + (high - low) / 2;
-    if (items[middle].head_kind == UINT32_MAX) high = middle;
-    else low = middle + 1;
+    if (items[middle].head_kind == UINT32_MAX)
+      high = middle;
+    else
+      low = middle + 1;
   }
   return low;
 }
@@ -73,10 +75,12 @@ static sv_status check_lists(const sv_layer_call *c, int64_t n_tokens) {
   SV_TRY(check_list("tokens", &c->tokens, 2, (const int64_t[]){-1, n_tokens}));
   if (c->kv_len.data) SV_TRY(check_list("kv_len", &c->kv_len, 1, (const int64_t[]){c->q.shape[0]}));
   if (c->bin >= 0 && c->bin < n_bins) return SV_OK;
-  return sv_fail(SV_ERR_ARG, "attention: bin is %lld, expected 0..%lld", (long long)c->bin, (long long)n_bins - 1);
+  return sv_fail(SV_ERR_ARG, "attention: bin is %lld, expected 0..%lld", (long long)c->bin,
+                 (long long)n_bins - 1);
 }
 
-static sv_status run_bin(const sv_layer_call *c, const sv_geometry *g, const sv_head *heads, const sv_poll *poll) {
+static sv_status run_bin(const sv_layer_call *c, const sv_geometry *g, const sv_head *heads,
+                         const sv_poll *poll) {
   const sv_item *items = (const sv_item *)c->items.data + c->bin * c->items.shape[1];
   const sv_attention_args args = {
       .geometry = *g,

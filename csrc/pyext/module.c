@@ -8,7 +8,8 @@
 
 svpy_state *svpy_get_state(PyObject *module) { return PyModule_GetState(module); }
 
-#define ENTRY(name, function) {name, (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS, NULL}
+#define ENTRY(name, function)                                                                                \
+  {name, (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS, NULL}
 static PyMethodDef functions[] = {
     ENTRY("geometry_check", svpy_geometry_check),
     ENTRY("pattern_check", svpy_pattern_check),

@@ -48,9 +48,10 @@ SVPY_FUNCTION(svpy_attention_pointers) {
   PyObject *views[5], *lists[5], *geometry, *kv_len;
   long long bin;
   sv_layer_call c = {0};
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "sOOOOOOOOOOLOdO:attention_pointers", names, &dtype_name, &views[0],
-                                   &views[1], &views[2], &views[3], &views[4], &lists[0], &lists[1], &lists[2],
-                                   &lists[3], &lists[4], &bin, &geometry, &c.scale, &kv_len))
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "sOOOOOOOOOOLOdO:attention_pointers", names, &dtype_name,
+                                   &views[0], &views[1], &views[2], &views[3], &views[4], &lists[0],
+                                   &lists[1], &lists[2], &lists[3], &lists[4], &bin, &geometry, &c.scale,
+                                   &kv_len))
     return NULL;
   c.bin = bin;
   svpy_poll poll;

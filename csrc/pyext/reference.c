@@ -17,7 +17,8 @@ static sv_status take_mask(PyObject *object, const sv_tensor *q, const uint8_t *
   const int64_t shape[] = {q->shape[1], q->shape[2], q->shape[2]};
   bool is_bytes = PyArray_Check(object) && PyArray_TYPE((PyArrayObject *)object) == NPY_UINT8;
   PyArrayObject *mask;
-  SV_TRY(svpy_to_array("attention_reference", "mask", object, is_bytes ? NPY_UINT8 : NPY_BOOL, 3, shape, &mask));
+  SV_TRY(
+      svpy_to_array("attention_reference", "mask", object, is_bytes ? NPY_UINT8 : NPY_BOOL, 3, shape, &mask));
   *out = PyArray_DATA(mask);
   return SV_OK;
 }
@@ -34,8 +35,8 @@ SVPY_FUNCTION(svpy_attention_reference) {
   static char *names[] = {"q", "k", "v", "mask", "kv_len", "scale", NULL};
   PyObject *qkv[3], *mask, *kv_len;
   oracle o = {0};
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOd:attention_reference", names, &qkv[0], &qkv[1], &qkv[2],
-                                   &mask, &kv_len, &o.scale))
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOd:attention_reference", names, &qkv[0], &qkv[1],
+                                   &qkv[2], &mask, &kv_len, &o.scale))
     return NULL;
   sv_status status = take_oracle(qkv, mask, kv_len, &o);
   if (status != SV_OK) return svpy_raise(module, status, NULL);
@@ -47,7 +48,8 @@ SVPY_FUNCTION(svpy_attention_reference) {
   if (result) {
     double *out_data = PyArray_DATA((PyArrayObject *)out), *lse_data = PyArray_DATA((PyArrayObject *)lse);
     Py_BEGIN_ALLOW_THREADS;
-    status = sv_attention_reference(&o.q, &o.k, &o.v, o.mask, o.kv_len, o.scale, &poll.poll, out_data, lse_data);
+    status =
+        sv_attention_reference(&o.q, &o.k, &o.v, o.mask, o.kv_len, o.scale, &poll.poll, out_data, lse_data);
     Py_END_ALLOW_THREADS;
   }
   Py_XDECREF(out);

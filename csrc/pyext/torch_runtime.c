@@ -18,7 +18,8 @@ SVPY_FUNCTION(svpy_bind_torch) {
   if (!PyArg_ParseTuple(args, ":_bind_torch")) return NULL;
   void *torch = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_NOLOAD);
   if (!torch) Py_RETURN_FALSE;
-  symbol parallel_for = {dlsym(torch, "torch_parallel_for")}, n_threads = {dlsym(torch, "torch_get_num_threads")};
+  symbol parallel_for = {dlsym(torch, "torch_parallel_for")},
+         n_threads = {dlsym(torch, "torch_get_num_threads")};
   if (parallel_for.address && n_threads.address)
     sv_parallel_use_torch(&(sv_torch_pool){parallel_for.parallel_for, n_threads.n_threads});
   (void)dlclose(torch); /* torch itself keeps the library loaded */

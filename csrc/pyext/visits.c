@@ -145,8 +145,10 @@ static PyObject *close_job(PyObject *module, job *j, sv_status status) {
   PyObject *codes = NULL, *result = NULL;
   sv_scratch_free(j->wires);
   Py_XDECREF(j->sources);
-  if (status == SV_OK) codes = wrap_codes(&j->codes);
-  else sv_codes_free(&j->codes);
+  if (status == SV_OK)
+    codes = wrap_codes(&j->codes);
+  else
+    sv_codes_free(&j->codes);
   if (codes) result = PyTuple_Pack(2, j->rows, codes);
   Py_XDECREF(j->rows);
   Py_XDECREF(codes);
@@ -234,7 +236,8 @@ static sv_status emit_masks(job *j) {
 SVPY_FUNCTION(svpy_visits_from_masks) {
   static char *names[] = {"geometry", "masks", "remainder", NULL};
   PyObject *geometry, *masks, *remainder;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO:visits_from_masks", names, &geometry, &masks, &remainder))
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO:visits_from_masks", names, &geometry, &masks,
+                                   &remainder))
     return NULL;
   job j = {0};
   sv_status status = open_job(&j, "visits_from_masks", geometry, masks, remainder);
@@ -267,7 +270,8 @@ static sv_status take_pattern(const char *who, PyObject *geometry, PyObject *row
 SVPY_FUNCTION(svpy_block_mask) {
   static char *names[] = {"geometry", "rows", "codes", NULL};
   PyObject *geometry, *rows, *codes;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO:block_mask", names, &geometry, &rows, &codes)) return NULL;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO:block_mask", names, &geometry, &rows, &codes))
+    return NULL;
   one_pattern one;
   sv_status status = take_pattern("block_mask", geometry, rows, codes, &one);
   if (status != SV_OK) return svpy_raise(module, status, NULL);
@@ -328,13 +332,15 @@ static sv_status make_items(item_call *c) {
   size_t n = (size_t)(c->n_heads * sv_geometry_query_blocks(&c->g));
   SV_TRY(sv_scratch_alloc("items", n * sizeof(sv_item), &block));
   c->items = block;
-  return sv_visits_items(&c->g, c->rows, c->n_patterns, c->choice, c->remainder, c->n_heads, c->items, &c->n_items);
+  return sv_visits_items(&c->g, c->rows, c->n_patterns, c->choice, c->remainder, c->n_heads, c->items,
+                         &c->n_items);
 }
 
 SVPY_FUNCTION(svpy_items) {
   static char *names[] = {"geometry", "rows", "choice", "remainder", NULL};
   PyObject *geometry, *rows, *choice, *remainder, *result = NULL;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOO:items", names, &geometry, &rows, &choice, &remainder))
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOO:items", names, &geometry, &rows, &choice,
+                                   &remainder))
     return NULL;
   item_call c = {0};
   sv_status status = take_item_call(geometry, rows, choice, remainder, &c);

@@ -11,7 +11,8 @@ static int exec_module(PyObject *) {
   const auto *api = static_cast<const sv_api *>(PyCapsule_Import(SV_API_CAPSULE, 0));
   if (!api) return -1;
   if (api->version != SV_API_VERSION || api->size_bytes < static_cast<int64_t>(sizeof(sv_api))) {
-    PyErr_Format(PyExc_ImportError, "_torch: the table of _C has version %d and %d bytes, expected %d and %d; build again",
+    PyErr_Format(PyExc_ImportError,
+                 "_torch: the table of _C has version %d and %d bytes, expected %d and %d; build again",
                  static_cast<int>(api->version), static_cast<int>(api->size_bytes), SV_API_VERSION,
                  static_cast<int>(sizeof(sv_api)));
     return -1;
@@ -33,8 +34,14 @@ static PyModuleDef_Slot slots[] = {
     {0, nullptr},
 };
 
-static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "sparse_vdit._torch", "The torch operators of sparse_vdit.", 0, nullptr, slots, nullptr,
-    nullptr,               nullptr};
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                                 "sparse_vdit._torch",
+                                 "The torch operators of sparse_vdit.",
+                                 0,
+                                 nullptr,
+                                 slots,
+                                 nullptr,
+                                 nullptr,
+                                 nullptr};
 
 PyMODINIT_FUNC PyInit__torch() { return PyModuleDef_Init(&definition); }

@@ -57,9 +57,9 @@ static void fill_geometry(const std::vector<int64_t> &geometry, sv_layer_call *c
   for (size_t i = 0; i < SV_GEOMETRY_INTS; i++) call->geometry[i] = geometry[i];
 }
 
-static std::tuple<Tensor, Tensor> attention(const Tensor &q, const Tensor &k, const Tensor &v, const Tensor &items,
-                                            const Tensor &codes, const Tensor &heads, const Tensor &betas,
-                                            const Tensor &tokens, const Tensor &bin,
+static std::tuple<Tensor, Tensor> attention(const Tensor &q, const Tensor &k, const Tensor &v,
+                                            const Tensor &items, const Tensor &codes, const Tensor &heads,
+                                            const Tensor &betas, const Tensor &tokens, const Tensor &bin,
                                             const std::vector<int64_t> geometry, double scale,
                                             const std::optional<Tensor> kv_len, bool return_lse) {
   if (q.dim() != 4) throw std::invalid_argument("attention: q has another number of dimensions, expected 4");
@@ -79,11 +79,13 @@ static std::tuple<Tensor, Tensor> attention(const Tensor &q, const Tensor &k, co
 }
 
 /* The slot of the table is filled by a build with CUDA kernels; this version has none. */
-static std::tuple<Tensor, Tensor> attention_cuda(const Tensor &, const Tensor &, const Tensor &, const Tensor &,
-                                                 const Tensor &, const Tensor &, const Tensor &, const Tensor &,
-                                                 const Tensor &, const std::vector<int64_t>, double,
+static std::tuple<Tensor, Tensor> attention_cuda(const Tensor &, const Tensor &, const Tensor &,
+                                                 const Tensor &, const Tensor &, const Tensor &,
+                                                 const Tensor &, const Tensor &, const Tensor &,
+                                                 const std::vector<int64_t>, double,
                                                  const std::optional<Tensor>, bool) {
-  throw std::runtime_error("attention: q is on cuda, expected cpu: CUDA kernels are not part of this version");
+  throw std::runtime_error(
+      "attention: q is on cuda, expected cpu: CUDA kernels are not part of this version");
 }
 
 static void add_cpu(StableLibrary &library) { library.impl("attention", TORCH_BOX(&attention)); }

@@ -41,15 +41,23 @@ inline sv_tensor view(const Tensor &tensor, const char *name) {
 inline sv_tensor view_float(const Tensor &tensor, const char *name) {
   sv_tensor out = view(tensor, name);
   switch (tensor.scalar_type()) {
-  case ScalarType::Float: out.dtype = SV_F32; break;
-  case ScalarType::BFloat16: out.dtype = SV_BF16; break;
-  case ScalarType::Half: out.dtype = SV_F16; break;
-  default: throw std::invalid_argument(say(name, "of another dtype", "float32, float16 or bfloat16"));
+  case ScalarType::Float:
+    out.dtype = SV_F32;
+    break;
+  case ScalarType::BFloat16:
+    out.dtype = SV_BF16;
+    break;
+  case ScalarType::Half:
+    out.dtype = SV_F16;
+    break;
+  default:
+    throw std::invalid_argument(say(name, "of another dtype", "float32, float16 or bfloat16"));
   }
   return out;
 }
 
-inline sv_tensor view_of_type(const Tensor &tensor, const char *name, ScalarType type, const char *type_name) {
+inline sv_tensor view_of_type(const Tensor &tensor, const char *name, ScalarType type,
+                              const char *type_name) {
   if (tensor.scalar_type() != type) throw std::invalid_argument(say(name, "of another dtype", type_name));
   return view(tensor, name);
 }
@@ -61,8 +69,8 @@ inline Tensor new_strided(const Tensor &like, const std::array<int64_t, 4> &size
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(n_dims, sizes.data(), strides.data(), dtype, device_type,
-                                                         device_index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(n_dims, sizes.data(), strides.data(), dtype,
+                                                         device_type, device_index, &handle));
   return Tensor(handle);
 }
 
@@ -73,8 +81,8 @@ inline Tensor new_like(const Tensor &q) {
   const bool is_transposed = stride[1] < stride[2];
   const int64_t head_stride = is_transposed ? d : n_tokens * d;
   const int64_t token_stride = is_transposed ? n_heads * d : d;
-  return new_strided(q, {size[0], n_heads, n_tokens, d}, {n_heads * n_tokens * d, head_stride, token_stride, 1}, 4,
-                     q.scalar_type());
+  return new_strided(q, {size[0], n_heads, n_tokens, d},
+                     {n_heads * n_tokens * d, head_stride, token_stride, 1}, 4, q.scalar_type());
 }
 
 /* float32 [B, H, N], or an empty [0] where it is not wanted. */

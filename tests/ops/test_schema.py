@@ -139,7 +139,14 @@ def test_lists_of_the_wrong_shape_or_type_are_refused() -> None:
     q, k, v, items, codes, heads, betas, tokens, bin_, geometry, *rest = arguments()
 
     def call(**changed: Any) -> Any:
-        lists = {"items": items, "codes": codes, "heads": heads, "betas": betas, "tokens": tokens, "bin": bin_} | changed
+        lists = {
+            "items": items,
+            "codes": codes,
+            "heads": heads,
+            "betas": betas,
+            "tokens": tokens,
+            "bin": bin_,
+        } | changed
         return torch.ops.sparse_vdit.attention.default(q, k, v, *lists.values(), geometry, *rest)
 
     for sentence, changed in {
@@ -148,8 +155,13 @@ def test_lists_of_the_wrong_shape_or_type_are_refused() -> None:
         r"heads.shape\[0\] is 2, expected 1": {"heads": heads.repeat(2, 1, 1)},
         r"betas.shape\[1\] is 4, expected 5": {"betas": betas[:, :4].contiguous()},
         r"tokens.shape\[1\] is 198, expected 199": {"tokens": tokens[:, :198].contiguous()},
-        r"tokens.stride\[1\] is 2, expected 1 \(contiguous\)": {"tokens": tokens.repeat_interleave(2, 1)[:, ::2]},
-        r"q.shape\[1\] is 5, expected 4": {"heads": heads[:, :4].contiguous(), "betas": betas[:, :4].contiguous()},
+        r"tokens.stride\[1\] is 2, expected 1 \(contiguous\)": {
+            "tokens": tokens.repeat_interleave(2, 1)[:, ::2]
+        },
+        r"q.shape\[1\] is 5, expected 4": {
+            "heads": heads[:, :4].contiguous(),
+            "betas": betas[:, :4].contiguous(),
+        },
         "bin is of another dtype, expected int64": {"bin": bin_.int()},
     }.items():
         with pytest.raises(ValueError, match=f"attention: {sentence}"):

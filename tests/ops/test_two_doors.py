@@ -25,7 +25,9 @@ LAYER = LayerPlan(
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def make(dtype: str = "float32", head_dim: int = 64, heads: int = 5, tokens: int = GEOMETRY.tokens) -> list[Any]:
+def make(
+    dtype: str = "float32", head_dim: int = 64, heads: int = 5, tokens: int = GEOMETRY.tokens
+) -> list[Any]:
     generator = torch.Generator().manual_seed(3)
     shape = (2, heads, tokens, head_dim)
     return [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(3)]
@@ -95,18 +97,36 @@ def spoil(name: str) -> tuple[type[Exception], str, list[Any]]:
     q, k, v = make()
     tokens = GEOMETRY.tokens
     return {
-        "dtype": (TypeError, "attention: q is float64, expected float32, float16 or bfloat16", [q.double(), k, v]),
+        "dtype": (
+            TypeError,
+            "attention: q is float64, expected float32, float16 or bfloat16",
+            [q.double(), k, v],
+        ),
         "mixed dtype": (TypeError, "attention: v is float16, expected float32", [q, k, v.half()]),
-        "tokens": (ValueError, rf"attention: k.shape\[2\] is {tokens - 1}, expected {tokens}", [q, k[:, :, 1:], v]),
+        "tokens": (
+            ValueError,
+            rf"attention: k.shape\[2\] is {tokens - 1}, expected {tokens}",
+            [q, k[:, :, 1:], v],
+        ),
         "heads": (ValueError, r"attention: q.shape\[1\] is 4, expected 5", [t[:, :4] for t in (q, k, v)]),
         "last dim": (ValueError, r"attention: q.stride\[3\] is .*, expected 1", [q.mT.contiguous().mT, k, v]),
         "dimensions": (ValueError, "attention: q has 3 dimensions, expected 4", [q[0], k, v]),
-        "head_dim": (UnsupportedError, "attention: .*head_dim.* 20", [t[..., :20].contiguous() for t in (q, k, v)]),
-        "geometry": (ValueError, rf"attention: q.shape\[2\] is {tokens - 1}", [t[:, :, 1:] for t in (q, k, v)]),
+        "head_dim": (
+            UnsupportedError,
+            "attention: .*head_dim.* 20",
+            [t[..., :20].contiguous() for t in (q, k, v)],
+        ),
+        "geometry": (
+            ValueError,
+            rf"attention: q.shape\[2\] is {tokens - 1}",
+            [t[:, :, 1:] for t in (q, k, v)],
+        ),
     }[name]
 
 
-@pytest.mark.parametrize("name", ["dtype", "mixed dtype", "tokens", "heads", "last dim", "dimensions", "head_dim", "geometry"])
+@pytest.mark.parametrize(
+    "name", ["dtype", "mixed dtype", "tokens", "heads", "last dim", "dimensions", "head_dim", "geometry"]
+)
 def test_doors_refuse_alike(name: str) -> None:
     kind, sentence, tensors = spoil(name)
     said = []
@@ -122,7 +142,9 @@ def test_grad_and_kinds_are_refused() -> None:
     q, k, v = make()
     with pytest.raises(UnsupportedError, match="attention: k requires grad, expected inputs without"):
         attention(q, k.requires_grad_(), v, layer=LAYER)
-    with pytest.raises(TypeError, match=r"attention: q is torch.Tensor, .* v is numpy.ndarray, expected three"):
+    with pytest.raises(
+        TypeError, match=r"attention: q is torch.Tensor, .* v is numpy.ndarray, expected three"
+    ):
         attention(q, q, v.numpy(), layer=LAYER)
     with pytest.raises(TypeError, match="attention: layer is list, expected a LayerPlan"):
         attention(q, q, v, layer=[])
