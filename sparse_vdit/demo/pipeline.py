@@ -10,17 +10,16 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
 from ..pattern import Geometry
+from ..report.compare import Run
 from .prompt import TOKENS, encode
 
 MODEL = Path(__file__).parent / "model"
@@ -31,21 +30,6 @@ SCHEDULER: dict[str, Any] = {  # as in training
     "timestep_spacing": "trailing",
     "prediction_type": "v_prediction",
 }
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One video and the time it took.
-
-    Attributes:
-        video: float32 [F, 3, H, W] in 0..1.
-        seconds: Seconds of every transformer call.
-        noise: Noise level of every call, 0..1.
-    """
-
-    video: np.ndarray
-    seconds: tuple[float, ...]
-    noise: tuple[float, ...]
 
 
 def load(folder: Path = MODEL) -> Any:
@@ -118,7 +102,7 @@ def noise(seed: int) -> torch.Tensor:
 @torch.no_grad()
 def generate(
     pipe: Any, prompt: str, seed: int, steps: int, on_step: Callable[[], object] | None = None
-) -> Generation:
+) -> Run:
     """Generates a video with whatever attention the pipeline has now; no guidance.
 
     Args:
@@ -149,7 +133,7 @@ def generate(
             callback_on_step_end=after_step,
         ).frames
     video = ((frames[0].float() + 1) / 2).clamp(0, 1).numpy()
-    return Generation(video, tuple(seconds), noise_levels(pipe, steps))
+    return Run(video, tuple(seconds), noise_levels(pipe, steps))
 
 
 class AttentionClock(TorchFunctionMode):

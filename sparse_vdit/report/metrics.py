@@ -81,16 +81,16 @@ def psnr_frames(reference: Any, candidate: Any, *, peak: float = 1.0) -> list[fl
 
 def _window() -> np.ndarray:
     line = np.arange(WINDOW) - WINDOW // 2
-    weights = np.exp(-0.5 * (line / SIGMA) ** 2)
-    return weights / weights.sum()
+    weights: np.ndarray = np.exp(-0.5 * (line / SIGMA) ** 2)
+    return np.asarray(weights / weights.sum())
 
 
 def _blur(pictures: np.ndarray) -> np.ndarray:
     """Filters the last two axes with the window, valid area only: [..., H, W] -> [..., H - 10, W - 10]."""
     weights = _window()
     high, wide = pictures.shape[-2] - WINDOW + 1, pictures.shape[-1] - WINDOW + 1
-    rows = sum(weight * pictures[..., i : i + high, :] for i, weight in enumerate(weights))
-    return sum(weight * rows[..., :, i : i + wide] for i, weight in enumerate(weights))
+    rows = np.asarray(sum(weight * pictures[..., i : i + high, :] for i, weight in enumerate(weights)))
+    return np.asarray(sum(weight * rows[..., :, i : i + wide] for i, weight in enumerate(weights)))
 
 
 def ssim(reference: Any, candidate: Any, *, peak: float = 1.0) -> float:

@@ -114,7 +114,7 @@ def render(page: Page) -> str:
     )
     environment.filters["drawing"] = lambda figure: Markup(figure.svg)  # figures.py has escaped its texts
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(page=page, icon=_icon())
+    return str(template.render(page=page, icon=_icon()))
 
 
 def _icon() -> str:

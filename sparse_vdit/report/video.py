@@ -41,7 +41,7 @@ def to_pixels(video: Any, times: int = 1) -> np.ndarray:
 
 def enlargement(video: Any) -> int:
     """Returns the whole factor that brings the smaller side to at least `VISIBLE` pixels."""
-    return max(1, -(-VISIBLE // min(np.shape(video)[-2:])))
+    return max(1, -(-VISIBLE // int(min(np.shape(video)[-2:]))))
 
 
 def difference(reference: Any, candidate: Any, gain: float = 4.0) -> np.ndarray:

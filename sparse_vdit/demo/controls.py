@@ -1,0 +1,30 @@
+"""Plans that a good plan must beat: as dense as it is, with a remainder wherever it has one.
+
+random      random block masks, as many blocks per query block as the plan computes
+uniform     the one pattern that is best for all heads together
+permuted    the plan's own patterns, moved to other heads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..choose import ErrorTable, permute, random_masks
+from ..plan import SparsePlan
+
+NAMES = ("random", "uniform", "permuted")
+
+
+def controls(table: ErrorTable, plan: SparsePlan) -> dict[str, Callable[[int], SparsePlan]]:
+    """Returns, by name, a callable that makes the control plan of a seed.
+
+    Args:
+        table: The errors that the plan was chosen by; the uniform pattern is chosen by the same ones.
+        plan: The plan.
+    """
+    uniform = table.uniform(plan.density(), dense_above=plan.dense_above)
+    return {
+        "random": lambda seed: random_masks(plan, seed),
+        "uniform": lambda seed: uniform,
+        "permuted": lambda seed: permute(plan, seed),
+    }

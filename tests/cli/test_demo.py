@@ -1,0 +1,210 @@
+"""`sparse-vdit demo` on a two-layer checkpoint: its files, the keys of report.json, sparse calls, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+pytest.importorskip("av")
+
+import itertools
+
+import torch
+from safetensors.torch import save_file
+
+from sparse_vdit import Geometry
+from sparse_vdit.cli import main
+from sparse_vdit.demo import calibrate, pipeline, results, run, story
+from sparse_vdit.report.compare import Run, compare
+
+pytestmark = [pytest.mark.models, pytest.mark.slow]
+
+KEYS = [
+    "dense_s_per_step",
+    "sparse_s_per_step",
+    "speedup",
+    "psnr_db",
+    "ssim",
+    "density",
+    "heldout_loss_dense",
+    "heldout_loss_sparse",
+    "controls",
+    "head_families",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model of two layers, so that a run takes seconds; it proves plumbing, not quality."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    config = {
+        "num_attention_heads": 2, "attention_head_dim": 64, "num_layers": 2,
+        "in_channels": 3, "out_channels": 3, "patch_size": 4, "sample_width": 64, "sample_height": 64, "sample_frames": 61, "time_embed_dim": 16,
+        "text_embed_dim": 64, "max_text_seq_length": 8, "use_rotary_positional_embeddings": True,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = CogVideoXTransformer3DModel(**config)
+    folder = tmp_path_factory.mktemp("model")
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    arguments = ["demo", "--out", str(out), "--model", str(checkpoint), "--steps", "2", "--seeds", "2"]
+    assert main([*arguments, "--clips", "2", "--no-progress", "--debug"]) == 0
+    return out
+
+
+def test_report_json_has_the_promised_keys(finished: Path) -> None:
+    found = json.loads((finished / "report.json").read_text())
+    assert not [key for key in KEYS if key not in found]
+    for control in ("random", "uniform", "permuted"):
+        assert set(found["controls"][control]) == {"psnr_db", "ssim", "heldout_loss"}
+    assert found["speedup"] == pytest.approx(found["dense_s_per_step"] / found["sparse_s_per_step"])
+    assert sum(found["head_families"].values()) == 4
+    assert 0 < found["density"] <= 0.2
+    assert found["sparse_calls"] == 2 * 2 * 2  # seeds, steps, layers: two steps leave no warm-up
+    assert [len(seed["ways"]["sparse"]["seconds"]) for seed in found["per_seed"]] == [2, 2]
+    assert len(found["heldout_losses"]["permuted"]) == 2
+
+
+def test_files_are_all_there_and_nothing_else(finished: Path) -> None:
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    ways = ("dense", "sparse", "random", "uniform", "permuted")
+    videos = {f"videos/{seed}-{way}.mp4" for seed in (100, 101) for way in ways}
+    videos |= {f"videos/{seed}-compare.gif" for seed in (100, 101)}
+    figures = {f"figures/{name}.png" for name in ("controls", "time", "plan", "attention")}
+    assert names == videos | figures | {"plan.json", "report.html", "report.json"}
+
+
+def test_the_plan_can_be_used_again(finished: Path) -> None:
+    from sparse_vdit import SparsePlan
+
+    plan = SparsePlan.from_pretrained(finished)
+    assert plan.hash == json.loads((finished / "report.json").read_text())["plan_hash"]
+    assert plan.geometry == Geometry(16, 16, 16, prefix=8, block_q=64, block_k=64)
+
+
+def test_an_interrupted_run_writes_nothing(checkpoint: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    def stop(*_: object) -> list[float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "velocity_losses", stop)
+    arguments = ["demo", "--out", str(tmp_path / "out"), "--model", str(checkpoint), "--steps", "1"]
+    assert main([*arguments, "--seeds", "1", "--clips", "1", "--no-progress"]) == 130
+    assert not list(tmp_path.rglob("*"))
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_no_sparse_call_fails_the_demo(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["demo", "--out", str(tmp_path / "out"), "--model", str(checkpoint), "--density", "1"]
+    assert main([*arguments, "--steps", "1", "--seeds", "1", "--clips", "1", "--no-progress"]) == 1
+    assert "0 calls of the sparse kernel, expected some" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json, expected a model folder"),
+        (lambda folder: save_file({"x": torch.zeros(1)}, folder / "weights.safetensors"), "lack"),
+        (lambda folder: (folder / "weights.safetensors").write_bytes(b"{}"), ""),
+    ],
+)
+def test_a_broken_checkpoint_is_one_sentence(
+    checkpoint: Path, tmp_path: Path, capsys, broken, sentence
+) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    broken(tmp_path)
+    assert main(["demo", "--model", str(tmp_path), "--out", str(tmp_path / "out"), "--no-progress"]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--density", "1.5"], ["--steps", "x"]])
+def test_bad_arguments_are_refused(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", *arguments])
+    assert ended.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_generating_twice_gives_the_same_video(checkpoint: Path) -> None:
+    pipe = pipeline.load(checkpoint)
+    one, two, other = (pipeline.generate(pipe, "red disc moving right, slow", seed, 1) for seed in (1, 1, 2))
+    assert (one.video == two.video).all()
+    assert (one.video != other.video).any()
+    assert one.video.shape == (16, 3, 64, 64)
+    assert one.noise == (0.999,)
+
+
+def test_positions_and_scheduler_are_those_of_training(checkpoint: Path) -> None:
+    from sparse_vdit.demo import train
+
+    pipe = pipeline.load(checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(pipeline.rotary(pipe), train.rope(16), strict=True))
+    assert torch.equal(pipe.scheduler.alphas_cumprod.float(), train.noise_levels())
+
+
+def test_slow_machines_make_fewer_videos(tmp_path: Path) -> None:
+    settings = run.Settings(tmp_path)
+    assert run.seed_count(settings, 0.5) == (3, None)
+    count, why = run.seed_count(settings, 30.0)
+    assert count == 2
+    assert "2 videos instead of 3: a dense step takes 30.0 s here" in str(why)
+    assert run.seed_count(run.Settings(tmp_path, seeds=1), 30.0) == (1, None)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 12, 50])
+def test_every_bin_is_heard(steps: int) -> None:
+    levels = tuple(1 - step / steps for step in range(steps))
+    heard = calibrate.listened_steps(steps)
+    edges = calibrate.bin_edges(levels, heard)
+    assert heard[0] == 0
+    assert edges[0] == 0
+    assert edges[-1] == 1
+    for low, high in itertools.pairwise(edges):
+        assert any(low <= levels[step] < high or levels[step] == high == 1 for step in heard)
+    above = calibrate.dense_above(levels)
+    assert sum(level > above for level in levels) == int(0.2 * steps)
+
+
+def test_compare_takes_turns_and_measures_against_the_first() -> None:
+    seen = []
+
+    def way(name: str, value: float):
+        def make(seed: int) -> Run:
+            seen.append((seed, name))
+            return Run(np.full((2, 3, 16, 16), value, np.float32), (1.0 + value, 2.0 + value), (1.0, 0.5))
+
+        return make
+
+    found = compare({"dense": way("dense", 0.5), "sparse": way("sparse", 0.6)}, [1, 2])
+    assert seen == [(1, "dense"), (1, "sparse"), (2, "sparse"), (2, "dense")]
+    assert found["dense"].fidelity == ()
+    assert found["sparse"].mean("psnr_db") == pytest.approx(20, abs=1e-4)
+    assert found["sparse"].seconds_per_step == pytest.approx(2.1)
+    assert found["dense"].seconds_by_step == pytest.approx([1.5, 2.5])
+    assert compare({"a": way("a", 0.5), "b": way("b", 0.5)}, [1])["b"].mean("psnr_db") is None
+
+
+def test_families_count_every_head_once(finished: Path) -> None:
+    from sparse_vdit import SparsePlan
+
+    plan = SparsePlan.from_pretrained(finished)
+    heads = story.example_heads(plan, 0)
+    assert sorted(set(heads)) == heads
+    assert sum(results.head_families(plan).values()) == plan.model.layers * plan.model.heads
