@@ -121,7 +121,7 @@ def _missing(info: dict[str, Any], packages: dict[str, str | None], gpus: list[d
             missing.append(f"{name} is {version}, expected at least {lowest}: needed for {purpose}.")
     if info["isa"] != info["isa_best"]:
         missing.append(
-            f"SPARSE_VDIT_ISA={info['isa_env']} lowers the kernels; without: {info['isa_best']}."
+            f"SPARSE_VDIT_ISA={info['isa_env']} lowers the kernels; else {info['isa_best']}."
         )
     if info["isa_best"] in ("portable", "avx2"):
         missing.append(f"the CPU goes up to {info['isa_best']}: AVX-512 kernels are twice as wide.")
@@ -132,7 +132,7 @@ def _missing(info: dict[str, Any], packages: dict[str, str | None], gpus: list[d
     if not info["with_cuda"]:
         reason = info.get("without_cuda_because") or "built without them"
         where = f" {gpus[0]['name']} stays unused." if gpus else ""
-        missing.append(f"CUDA kernels: {reason}.{where}")
+        missing.append(f"GPU: {reason}.{where}")
     elif not gpus:
         missing.append("no CUDA GPU is visible: the CPU kernels run.")
     return missing

@@ -102,8 +102,11 @@ def attend(
 ) -> torch.Tensor:
     """One layer: query, key, value and the result are [B, N, H, D]; `dense` is the host's backend."""
     session = site.session
+    if not site.dense or session.recorder is not None:
+        query, key, value = _autocast(query, key, value)
     if session.recorder is not None:
-        return _record(site, query, key, value, dense, kv_len)
+        recorded: torch.Tensor = _record(site, session.recorder, query, key, value, dense, kv_len)
+        return recorded
     site.tally.add_(session.slot)
     if site.dense:
         return dense(query, key, value)
@@ -123,16 +126,17 @@ def attend(
     return out.transpose(1, 2)  # type: ignore[no-any-return]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _record(
     site: Site,
+    recorder: Callable[..., torch.Tensor | None],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     dense: Dense,
     kv_len: torch.Tensor | None,
 ) -> torch.Tensor:
-    clock, recorder = site.session.clock, site.session.recorder
+    clock = site.session.clock
     attention = DenseAttention(query, key, value, kv_len, dense)
     heads_first = [tensor.transpose(1, 2) for tensor in (query, key, value)]
     out = recorder(clock.step, clock.noise_level, site.layer, *heads_first, attention)
@@ -144,6 +148,14 @@ def _record(
             f"expected {list(heads_first[0].shape)} {query.dtype} (= q) or None"
         )
     return out.transpose(1, 2)
+
+
+def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Under torch.autocast, SDPA gets all three in the lower precision; so does the kernel."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 def _refuse_skipped_scores() -> None:

@@ -18,10 +18,9 @@ from .families import Family, Layout, register_with_diffusers, skip_to_both
 
 
 def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    return F.scaled_dot_product_attention(
-        *heads_first, attn_mask=None, dropout_p=0.0, is_causal=False
-    ).transpose(1, 2)
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False)
+    return out.transpose(1, 2)
 
 
 class SparseCogVideoXAttnProcessor(SparseProcessor):

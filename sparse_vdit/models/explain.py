@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..plan import LayerPlan, ModelIdentity, TransformerPlan
 from .install import session_of, transformers_of
 from .session import Session
 
@@ -125,18 +126,18 @@ def explain(pipe_or_transformer: Any) -> Explanation:
         if session.plan is None:
             notes.append(f"{name}: observed; every call goes to the recorder.")
             continue
-        layers += _layers(name, transformer, session)
+        layers += _layers(name, transformer, session, session.plan)
         notes += _notes(name, session)
     return Explanation(tuple(layers), tuple(notes))
 
 
-def _layers(name: str, transformer: Any, session: Session) -> list[LayerReport]:
+def _layers(name: str, transformer: Any, session: Session, plan: TransformerPlan) -> list[LayerReport]:
     reports = []
     bins = len(session.forwards) - 1
     modules = session.family.modules(transformer)
     for number in range(bins):
         for site, module in zip(session.sites, modules, strict=True):
-            plan = session.plan.layer(number, site.layer)
+            layer = plan.layer(number, site.layer)
             calls = int(site.tally[number])
             full = site.full[number]
             dense = {FULL: calls} if full and calls else {}
@@ -149,10 +150,10 @@ def _layers(name: str, transformer: Any, session: Session) -> list[LayerReport]:
                     bin=number,
                     layer=site.layer,
                     kernel=_host(module.processor) if full else _kernel(session, site, module, transformer),
-                    visited=plan.density(),
+                    visited=layer.density(),
                     sparse_calls=0 if full else calls,
                     dense_calls=dense,
-                    heads=tuple(_head(plan, head) for head in range(plan.heads)),
+                    heads=tuple(_head(layer, head) for head in range(layer.heads)),
                 )
             )
     return reports
@@ -171,15 +172,16 @@ def _notes(name: str, session: Session) -> list[str]:
     return notes
 
 
-def _head(plan: Any, head: int) -> HeadReport:
-    pattern = plan.patterns[head].name if plan.patterns else "block mask"
-    return HeadReport(head, pattern, plan.density(head), plan.remainders[head])
+def _head(layer: LayerPlan, head: int) -> HeadReport:
+    pattern = layer.patterns[head].name if layer.patterns else "block mask"
+    return HeadReport(head, pattern, layer.density(head), layer.remainders[head])
 
 
 def _kernel(session: Session, site: Any, module: Any, transformer: Any) -> str:
     if site.engine is not None:
         return str(site.engine)
-    return session.engine_name(transformer.dtype, session.plan.model.head_dim)
+    head_dim = ModelIdentity.from_transformer(transformer).head_dim
+    return session.engine_name(transformer.dtype, head_dim)
 
 
 def _host(processor: Any) -> str:

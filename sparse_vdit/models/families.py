@@ -145,4 +145,4 @@ def forward_arguments(
 
 
 def _parameters(cls: type) -> list[str]:
-    return list(inspect.signature(cls.__call__).parameters)[1:]  # type: ignore[operator]
+    return list(inspect.signature(cls.__call__).parameters)[1:]

@@ -98,7 +98,7 @@ class Session:
         with torch.inference_mode(False):
             self.sites = [Site(self, layer, bins) for layer in range(len(modules))]
             if self.plan is not None:
-                self._load_plan()
+                self._load_plan(self.plan)
         made: dict[tuple[Any, ...], SparseProcessor] = {}
         for module, site, ours in zip(modules, self.sites, classes, strict=True):
             _exchange(module, site, ours, made)
@@ -143,7 +143,7 @@ class Session:
         self.clock.tick(transformer, arguments["timestep"])
         if self.plan is None:
             return
-        self._check_layout(self.family.layout(transformer, arguments))
+        self._check_layout(self.plan, self.family.layout(transformer, arguments))
         self._move(arguments["hidden_states"].device)
         number = self.plan.bin_of(self.clock.noise_level)
         slot = len(self.forwards) - 1 if number is None else number
@@ -169,23 +169,24 @@ class Session:
 
         return str(_C.attention_engine(str(dtype).removeprefix("torch."), head_dim))
 
-    def _load_plan(self) -> None:
+    def _load_plan(self, plan: TransformerPlan) -> None:
         from .. import ops
 
         self.operator = ops.attention_layer
         sparse = []
         for site in self.sites:
-            layers = [self.plan.layer(number, site.layer) for number in range(len(site.full))]
+            layers = [plan.layer(number, site.layer) for number in range(len(site.full))]
             site.full = [is_full(layer) for layer in layers]
             if not all(site.full):
-                site.packed = ops.PackedLayer.from_arrays(self.plan.packed(site.layer))
+                site.packed = ops.PackedLayer.from_arrays(plan.packed(site.layer))
                 sparse.append(site)
         # One shape for all layers: compiled blocks share their graph.
         rows = max((site.packed.items.shape[1] for site in sparse), default=0)
         for site in sparse:
             items = site.packed.items
-            padded = torch.nn.functional.pad(items, (0, 0, 0, rows - items.shape[1]), value=NO_ITEM)
-            site.packed = site.packed._replace(items=padded)
+            if items.shape[1] < rows:
+                items = torch.nn.functional.pad(items, (0, 0, 0, rows - items.shape[1]), value=NO_ITEM)
+                site.packed = site.packed._replace(items=items)
 
     def _move(self, device: torch.device) -> None:
         if device == self.device:
@@ -198,10 +199,10 @@ class Session:
             self.bin, self.slot = self.bin.to(device), self.slot.to(device)
         self.device = device
 
-    def _check_layout(self, layout: Layout) -> None:
+    def _check_layout(self, plan: TransformerPlan, layout: Layout) -> None:
         if layout == self.layout:
             return
-        g = self.plan.geometry
+        g = plan.geometry
         planned = Layout(g.frames, g.height, g.width, g.prefix, g.suffix)
         if layout != planned:
             raise ValueError(

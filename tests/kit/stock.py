@@ -104,6 +104,11 @@ def _masks_of(part: TransformerPlan, layer: int) -> list[tuple[Any, Any, float |
     return found
 
 
+def spread(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Root mean square of the difference."""
+    return float((a.double() - b.double()).square().mean().sqrt())
+
+
 def apart(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference over the largest magnitude."""
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())

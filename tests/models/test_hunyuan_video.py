@@ -83,3 +83,27 @@ def test_a_mask_with_a_hole_is_refused() -> None:
     mask[..., 50] = False
     with pytest.raises(ValueError, match="mask has a hole"):
         session.kv_len(mask, 64)
+
+
+def test_image_to_video_by_token_replace() -> None:
+    """The first frame's tokens are modulated apart; attention and layout stay."""
+    small = tiny.hunyuan_video(image_condition_type="token_replace")
+    transformer = small.pipe.transformer
+    call = {
+        "hidden_states": torch.randn(1, 4, 3, 8, 8),
+        "timestep": torch.tensor([500]),
+        "encoder_hidden_states": small.inputs["prompt_embeds"],
+        "encoder_attention_mask": small.inputs["prompt_attention_mask"],
+        "pooled_projections": small.inputs["pooled_prompt_embeds"],
+        "guidance": torch.tensor([6000.0]),
+        "return_dict": False,
+    }
+    plan = mixed_plan(small)
+    with torch.no_grad():
+        stock = transformer(**call)[0]
+        with oracle(plan):
+            expected = transformer(**call)[0]
+        with sparse_vdit.applied(transformer, uniform_plan(small, Pattern.full())):
+            assert torch.equal(transformer(**call)[0], stock)
+        with sparse_vdit.applied(transformer, plan):
+            assert apart(transformer(**call)[0], expected) < 2e-5
