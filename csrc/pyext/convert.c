@@ -102,6 +102,7 @@ static sv_status check_shape(const char *who, const char *name, PyArrayObject *a
 
 sv_status svpy_to_array(const char *who, const char *name, PyObject *object, int numpy_type, int n_dims,
                         const int64_t *shape, PyArrayObject **out) {
+  *out = NULL;
   if (!PyArray_Check(object)) return refuse_type(who, name, object, "numpy.ndarray");
   PyArrayObject *array = (PyArrayObject *)object;
   if (!PyArray_EquivTypenums(PyArray_TYPE(array), numpy_type) || PyArray_ISBYTESWAPPED(array))
