@@ -81,7 +81,7 @@ static sv_status add_area(sv_cover *cover, const rule *r, int64_t first, int64_t
                      gap);
 }
 
-/* joinable — runs with `between` tokens from one to the next line (a row, a slab) of `line_tokens`: how many
+/* joinable — runs with `between` tokens from one line (a row, a slab) of `line_tokens` to the next: how many
  * unvisited lines may lie between two visited ones so that their runs are still joined; -1: not even none. */
 static int64_t joinable(int64_t between, int64_t line_tokens, int64_t gap) {
   return between > gap ? -1 : (gap - between) / line_tokens;
@@ -171,7 +171,7 @@ static sv_status cover_columns(sv_cover *cover, const rule *r, int64_t slab, int
   return cover_product(cover, r, &(box_range){.first = {slab, row, first}, .last = {slab, row, last}});
 }
 
-/* cover_slab — boxes (row, column) `first`..`last` of one slab: part of a row, whole rows, part of a row. */
+/* cover_slab — boxes (row, column) `first`..`last` of a slab: part of a row, whole rows, part of a row. */
 static sv_status cover_slab(sv_cover *cover, const rule *r, int64_t slab, const int64_t first[2],
                             const int64_t last[2]) {
   int64_t last_column = r->n[2] - 1;
