@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from sparse_vdit.geometry import integer
 from sparse_vdit.pattern import Geometry, Order, Pattern
-from sparse_vdit.plan_layer import MAX_HEADS, LayerPlan
+from sparse_vdit.plan.layer import MAX_HEADS, LayerPlan
 
 
 def densities(geometry: Geometry, patterns: Sequence[Pattern]) -> list[float]:

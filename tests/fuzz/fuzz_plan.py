@@ -24,8 +24,8 @@ from typing import Any
 
 from sparse_vdit import Geometry, Order, Pattern, SparsePlan
 from sparse_vdit.plan import ModelIdentity, PlanError
-from sparse_vdit.plan_file import canonical, digest, parse
-from sparse_vdit.plan_transformer import TransformerPlan
+from sparse_vdit.plan.file import canonical, digest, parse
+from sparse_vdit.plan.transformer import TransformerPlan
 
 CORPUS = Path(__file__).parent / "corpus_plan"
 MEMORY = 2 * 2**30
@@ -209,8 +209,8 @@ def run_atheris(seconds: float, seed: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["sparse_vdit"]):
-        import sparse_vdit.plan_document
-    assert sparse_vdit.plan_document
+        import sparse_vdit.plan.document
+    assert sparse_vdit.plan.document
 
     def one(data: bytes) -> None:
         read(data)

@@ -8,9 +8,9 @@ import pytest
 
 from sparse_vdit import Geometry, LayerPlan, Order, Pattern, SparsePlan, attention
 from sparse_vdit import choose as choosing
-from sparse_vdit.choose_controls import kept_blocks
-from sparse_vdit.choose_ladder import box, top_stripe
-from sparse_vdit.choose_rows import BETAS, CandidateRows, best_beta
+from sparse_vdit.choose.candidates import box, top_stripe
+from sparse_vdit.choose.controls import kept_blocks
+from sparse_vdit.choose.rows import BETAS, CandidateRows, best_beta
 from sparse_vdit.plan import ModelIdentity, PlanError
 from sparse_vdit.presets import densities as measured_densities
 

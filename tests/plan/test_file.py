@@ -8,8 +8,8 @@ import pytest
 
 from sparse_vdit import Geometry, LayerPlan, Order, Pattern, SparsePlan
 from sparse_vdit.plan import ModelIdentity, PlanError
-from sparse_vdit.plan_file import MAX_BYTES, canonical, digest, parse, read_bytes
-from sparse_vdit.plan_transformer import TransformerPlan
+from sparse_vdit.plan.file import MAX_BYTES, canonical, digest, parse, read_bytes
+from sparse_vdit.plan.transformer import TransformerPlan
 
 MODEL = ModelIdentity("CogVideoXTransformer3DModel", 2, 3, 64, (1, 2, 2))
 GEOMETRY = Geometry(4, 6, 7, prefix=5, block_q=32, block_k=32)

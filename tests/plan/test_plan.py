@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sparse_vdit import _C, Geometry, LayerPlan, Order, Pattern, SparsePlan
 from sparse_vdit.plan import ModelIdentity, PlanError
-from sparse_vdit.plan_layer import pack
-from sparse_vdit.plan_transformer import TransformerPlan
+from sparse_vdit.plan.layer import pack
+from sparse_vdit.plan.transformer import TransformerPlan
 
 GEOMETRY = Geometry(4, 6, 7, prefix=5, suffix=3, block_q=32, block_k=32)
 MODEL = ModelIdentity("WanTransformer3DModel", 2, 3, 16)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sparse_vdit import Geometry, LayerPlan, Order, Pattern, SparsePlan
 from sparse_vdit.plan import ModelIdentity, PlanError
-from sparse_vdit.transfer import transfer_pattern
+from sparse_vdit.plan.transfer import transfer_pattern
 
 sides = st.integers(1, 6)
 BLOCKS = st.sampled_from([(16, 16), (16, 32), (32, 16)])
@@ -172,7 +172,7 @@ def test_a_plan_is_carried_over_with_its_densities():
 
 def test_patterns_that_become_equal_are_one():
     old = Geometry(4, 8, 8, block_q=16, block_k=16)
-    from sparse_vdit.plan_transformer import TransformerPlan
+    from sparse_vdit.plan.transformer import TransformerPlan
 
     model = ModelIdentity("WanTransformer3DModel", 1, 2, 16)
     near = [Pattern.diagonal(half_width=20), Pattern.diagonal(half_width=30)]

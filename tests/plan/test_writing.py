@@ -13,7 +13,7 @@ import pytest
 
 from sparse_vdit import Geometry, Pattern, SparsePlan
 from sparse_vdit.plan import ModelIdentity
-from sparse_vdit.plan_file import write_atomic
+from sparse_vdit.plan.file import write_atomic
 
 MODEL = ModelIdentity("WanTransformer3DModel", 2, 2, 64)
 GEOMETRY = Geometry(2, 8, 8, block_q=16, block_k=16)
@@ -26,7 +26,7 @@ def plan_of(width, note=""):
 
 WRITER = """
 import sys
-from sparse_vdit.plan_file import write_atomic
+from sparse_vdit.plan.file import write_atomic
 plans = [b"a" * 2_000_000, b"b" * 1_500_000]
 print("ready", flush=True)
 while True:

@@ -1,6 +1,6 @@
 """`TransformerPlan`: which pattern each head of each layer of one transformer uses, by noise level.
 
-All heads, layers and bins read one pool of visits (`plan_layer.VisitPool`): one call into C for a whole plan.
+All heads, layers and bins read one pool of visits (`layer.VisitPool`): one call into C for a whole plan.
 `LayeredTransformerPlan` holds ready layers instead, for controls such as random block masks; it is never
 saved.
 """
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from sparse_vdit.geometry import Json, shown
 from sparse_vdit.pattern import Geometry, Pattern
-from sparse_vdit.plan_file import PlanError
-from sparse_vdit.plan_identity import ModelIdentity
-from sparse_vdit.plan_layer import LayerPlan, PackedArrays, VisitPool, pack
+from sparse_vdit.plan.file import PlanError
+from sparse_vdit.plan.identity import ModelIdentity
+from sparse_vdit.plan.layer import LayerPlan, PackedArrays, VisitPool, pack
 
 MAX_BINS = 64
 MAX_PATTERNS = 4096

@@ -7,7 +7,7 @@ k_b}.  A candidate that visits the set S of blocks gives, with t = e^beta (t = 0
     out = (sum_S N_b + t sum_notS P_b) / (sum_S D_b + t sum_notS E_b)
 
 so its squared distance from full attention is a quotient of quadratics in t: three numbers per row and
-candidate hold the errors of all biases. Next: `choose.py`.
+candidate hold the errors of all biases. Next: `table.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sparse_vdit import _C
 from sparse_vdit.geometry import FRAME_MAJOR
 from sparse_vdit.pattern import Geometry, Order, Pattern
-from sparse_vdit.plan_layer import MAX_HEADS, LayerPlan
+from sparse_vdit.plan.layer import MAX_HEADS, LayerPlan
 
 BETA_STEP = 0.125
 GEMM_ONE_THREAD = (

@@ -2,7 +2,7 @@
 
 A plan file is untrusted. It is at most 16 MiB (by stat and by reading), strict UTF-8, JSON of bounded depth
 and number of values without duplicate keys, NaN or Infinity, and carries a SHA-256 over its own canonical
-form. What the fields mean is the business of `plan.py`; no path in the file is ever followed.
+form. What the fields mean is the business of `document.py`; no path in the file is ever followed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ FORMAT_VERSION = 1
 FILE_NAME = "plan.json"
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 16
-MAX_VALUES = (
-    4 * 2**20
-)  # two values per cell of choice and betas (plan_transformer.MAX_CELLS), patterns, slack
+MAX_VALUES = 4 * 2**20  # two values per cell of choice and betas (transformer.MAX_CELLS), patterns, slack
 MAX_DIGITS = 20
 MAX_PROVENANCE_BYTES = 2**18
 

@@ -1,8 +1,8 @@
 """`SparsePlan`: for every noise level, layer and head of a model, the pattern it uses; a file `plan.json`.
 
 A plan holds one `TransformerPlan` per transformer of the pipeline (Wan 2.2 has two, most have one), all
-over the same geometry and the same distinct patterns. Next: `plan_layer.py` (what the engines read),
-`plan_file.py` (bytes).
+over the same geometry and the same distinct patterns. Next: `layer.py` (what the engines read),
+`file.py` (bytes).
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 
 from sparse_vdit.geometry import Json
 from sparse_vdit.pattern import Geometry, Pattern
-from sparse_vdit.plan_file import PlanError, checked_provenance, write_atomic
-from sparse_vdit.plan_identity import ModelIdentity
-from sparse_vdit.plan_layer import LayerPlan, PackedArrays, VisitPool
-from sparse_vdit.plan_transformer import LayeredTransformerPlan, TransformerPlan, checked_name
+from sparse_vdit.plan.file import PlanError, checked_provenance, write_atomic
+from sparse_vdit.plan.identity import ModelIdentity
+from sparse_vdit.plan.layer import LayerPlan, PackedArrays, VisitPool
+from sparse_vdit.plan.transformer import LayeredTransformerPlan, TransformerPlan, checked_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["LayerPlan", "ModelIdentity", "PlanError", "SparsePlan", "TransformerPlan"]
 
 MAX_TRANSFORMERS = 4
 
@@ -190,20 +188,20 @@ class SparsePlan:
 
         Block sizes and betas are kept; the densities before and after are noted in the provenance.
         """
-        from sparse_vdit.transfer import transfer_plan
+        from sparse_vdit.plan.transfer import transfer_plan
 
         return transfer_plan(self, geometry)
 
     def to_json(self) -> Json:
         """The document of `plan.json`, hash included."""
-        from sparse_vdit.plan_document import document
+        from sparse_vdit.plan.document import document
 
         return document(self)
 
     @classmethod
     def from_json(cls, value: Any) -> SparsePlan:
         """The inverse of `to_json`: every field is checked, nothing is truncated or broadcast."""
-        from sparse_vdit.plan_document import plan_of
+        from sparse_vdit.plan.document import plan_of
 
         return plan_of(value)
 
@@ -236,7 +234,7 @@ class SparsePlan:
         Raises:
             PlanError: the plan holds block masks, or `path` is a file.
         """
-        from sparse_vdit.plan_document import file_name, push, text
+        from sparse_vdit.plan.document import file_name, push, text
 
         if kwargs and not push_to_hub:
             raise TypeError(
@@ -269,8 +267,8 @@ class SparsePlan:
             FileNotFoundError: there is no such folder or file.
             PlanError: the file is not a legal plan; one sentence.
         """
-        from sparse_vdit.plan_document import fetch, plan_of
-        from sparse_vdit.plan_file import parse, read_bytes
+        from sparse_vdit.plan.document import fetch, plan_of
+        from sparse_vdit.plan.file import parse, read_bytes
 
         file = fetch(
             path,
@@ -285,13 +283,13 @@ class SparsePlan:
 
     def summary(self) -> str:
         """A text table: what was made for what, and which kinds and densities each layer uses."""
-        from sparse_vdit.plan_picture import summary
+        from sparse_vdit.plan.picture import summary
 
         return summary(self)
 
     def figure(self, name: str | None = None) -> Figure:
         """Layers x heads coloured by kind, with letters, one panel per bin (needs matplotlib)."""
-        from sparse_vdit.plan_picture import figure
+        from sparse_vdit.plan.picture import figure
 
         return figure(self, name)
 

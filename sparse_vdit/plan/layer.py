@@ -1,7 +1,7 @@
 """`LayerPlan`: one pattern per head of a layer, with the visit list that the engines read.
 
 The visits of the distinct patterns are made once, by one call into C, and shared by all heads (and, inside a
-`SparsePlan`, by all layers and bins). The layouts are those of `csrc/pattern/visits.h`. Next: `plan.py`.
+`SparsePlan`, by all layers and bins). The layouts are those of `csrc/pattern/visits.h`. Next: `sparse.py`.
 """
 
 from __future__ import annotations

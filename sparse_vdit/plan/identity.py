@@ -1,6 +1,6 @@
 """Which model a plan belongs to: `ModelIdentity`, read from the configuration of a diffusers transformer.
 
-Only configuration attributes are read, so neither torch nor diffusers is imported. Next: `plan.py`.
+Only configuration attributes are read, so neither torch nor diffusers is imported. Next: `sparse.py`.
 """
 
 from __future__ import annotations

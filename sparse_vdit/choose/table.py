@@ -1,6 +1,6 @@
 """Choosing a plan by measured output error: candidates, an error table, per-head choices at a density.
 
-    error of a head = |out_candidate - out_full|^2 / |out_full|^2, on sampled query rows (choose_rows.py)
+    error of a head = |out_candidate - out_full|^2 / |out_full|^2, on sampled query rows (rows.py)
 
 With the remainder, one bias is fitted per (bin, layer, head, candidate). Errors do not depend on the
 choices, so one table answers every budget. What it does not do: look at times, or at errors that add up
@@ -18,15 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_vdit.choose_controls import permute, random_masks
-from sparse_vdit.choose_ladder import DENSITIES, ladder
-from sparse_vdit.choose_rows import BETAS, CandidateRows, best_beta, float32
+from sparse_vdit.choose.rows import BETAS, CandidateRows, best_beta, float32
 from sparse_vdit.pattern import Geometry, Pattern
-from sparse_vdit.plan import SparsePlan, identity
-from sparse_vdit.plan_file import PlanError
-from sparse_vdit.plan_transformer import MAX_PATTERNS, TransformerPlan, checked_bins
-
-__all__ = ["DENSITIES", "ErrorTable", "choose", "ladder", "permute", "random_masks"]
+from sparse_vdit.plan.file import PlanError
+from sparse_vdit.plan.sparse import SparsePlan, identity
+from sparse_vdit.plan.transformer import MAX_PATTERNS, TransformerPlan, checked_bins
 
 SLACK = 1.05  # `uniform` may be this much denser than asked, so that a coarse ladder does not handicap it
 
@@ -359,6 +355,7 @@ def choose(
         bins, max_density, mean_density, remainder, rows, weights, dense_above: as in `ErrorTable`.
 
     Example:
+        >>> from sparse_vdit.choose import ladder
         >>> from sparse_vdit.plan import ModelIdentity
         >>> geometry = Geometry(frames=4, height=8, width=8, block_q=32, block_k=32)
         >>> model = ModelIdentity("WanTransformer3DModel", layers=1, heads=2, head_dim=16)

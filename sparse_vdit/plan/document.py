@@ -16,7 +16,7 @@ import numpy as np
 
 from sparse_vdit.geometry import Json, closed, json_type, shown
 from sparse_vdit.pattern import Geometry, Order, Pattern
-from sparse_vdit.plan_file import (
+from sparse_vdit.plan.file import (
     FILE_NAME,
     FORMAT_VERSION,
     PlanError,
@@ -26,8 +26,8 @@ from sparse_vdit.plan_file import (
     digest,
     layout,
 )
-from sparse_vdit.plan_identity import ModelIdentity
-from sparse_vdit.plan_transformer import (
+from sparse_vdit.plan.identity import ModelIdentity
+from sparse_vdit.plan.transformer import (
     MAX_BINS,
     MAX_CELLS,
     MAX_PATTERN_INTS,
@@ -37,7 +37,7 @@ from sparse_vdit.plan_transformer import (
 )
 
 if TYPE_CHECKING:
-    from sparse_vdit.plan import SparsePlan
+    from sparse_vdit.plan.sparse import SparsePlan
 
 file_name = FILE_NAME
 
@@ -90,7 +90,7 @@ def plan_of(value: Any) -> SparsePlan:
     Raises:
         PlanError: one sentence that names the field.
     """
-    from sparse_vdit.plan import SparsePlan
+    from sparse_vdit.plan.sparse import SparsePlan
 
     try:
         check_version(value if isinstance(value, dict) else {})

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from sparse_vdit import _C
 from sparse_vdit.pattern import Geometry, Pattern, Window
-from sparse_vdit.plan_file import PlanError
+from sparse_vdit.plan.file import PlanError
 
 if TYPE_CHECKING:
-    from sparse_vdit.plan import SparsePlan
+    from sparse_vdit.plan.sparse import SparsePlan
 
 
 def transfer_pattern(pattern: Pattern, old: Geometry, new: Geometry) -> Pattern:
@@ -89,8 +89,8 @@ def nearest(old: int, new: int) -> NDArray[np.int64]:
 
 def transfer_plan(plan: SparsePlan, geometry: Geometry) -> SparsePlan:
     """Every pattern of a plan carried over; heads, layers, bins and betas as they are."""
-    from sparse_vdit.plan import SparsePlan
-    from sparse_vdit.plan_transformer import TransformerPlan
+    from sparse_vdit.plan.sparse import SparsePlan
+    from sparse_vdit.plan.transformer import TransformerPlan
 
     old = plan.geometry
     new = replace(geometry, block_q=old.block_q, block_k=old.block_k)

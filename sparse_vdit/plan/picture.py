@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparse_vdit.plan_transformer import TransformerPlan
+from sparse_vdit.plan.transformer import TransformerPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sparse_vdit.plan import SparsePlan
+    from sparse_vdit.plan.sparse import SparsePlan
 
 # The palette of Okabe and Ito, readable with any colour vision; letters say the same without colour.
 KINDS = {

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_vdit.pattern import Geometry
-from sparse_vdit.plan import SparsePlan
-from sparse_vdit.plan_layer import LayerPlan
-from sparse_vdit.plan_transformer import TransformerPlan
+from sparse_vdit.plan.layer import LayerPlan
+from sparse_vdit.plan.sparse import SparsePlan
+from sparse_vdit.plan.transformer import TransformerPlan
 
 
 def permute(plan: SparsePlan, seed: int) -> SparsePlan:
