@@ -25,18 +25,10 @@ from sparse_vdit.report.compare import Run, compare
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
-KEYS = [
-    "dense_s_per_step",
-    "sparse_s_per_step",
-    "speedup",
-    "psnr_db",
-    "ssim",
-    "density",
-    "heldout_loss_dense",
-    "heldout_loss_sparse",
-    "controls",
-    "head_families",
-]
+KEYS = (
+    "dense_s_per_step sparse_s_per_step speedup psnr_db ssim density heldout_loss_dense heldout_loss_sparse "
+    "controls head_families"
+).split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +38,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     config = {
         "num_attention_heads": 2, "attention_head_dim": 64, "num_layers": 2,
-        "in_channels": 3, "out_channels": 3, "patch_size": 4, "sample_width": 64, "sample_height": 64, "sample_frames": 61, "time_embed_dim": 16,
+        "in_channels": 3, "out_channels": 3, "patch_size": 4,
+        "sample_width": 64, "sample_height": 64, "sample_frames": 61, "time_embed_dim": 16,
         "text_embed_dim": 64, "max_text_seq_length": 8, "use_rotary_positional_embeddings": True,
     }  # fmt: skip
     torch.manual_seed(0)
