@@ -25,10 +25,10 @@ from sparse_vdit.report.compare import Run, compare
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
-KEYS = (
-    "dense_s_per_step sparse_s_per_step speedup psnr_db ssim density heldout_loss_dense heldout_loss_sparse "
-    "controls head_families"
-).split()  # noqa: SIM905
+KEYS = [
+    *("dense_s_per_step", "sparse_s_per_step", "speedup", "psnr_db", "ssim", "density"),
+    *("heldout_loss_dense", "heldout_loss_sparse", "controls", "head_families"),
+]
 
 
 @pytest.fixture(scope="module")
