@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import SparseVDiTError, UnsupportedError
-from ..plan import LayerPlan, TransformerPlan
-from ..plan_layer import NO_ITEM
+from ..plan import NO_ITEM, LayerPlan, TransformerPlan
 from .attend import SITE, Site, SparseProcessor
 from .clock import Clock
 from .families import Family, Layout, diffusers_version, forward_arguments, replacement
