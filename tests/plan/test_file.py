@@ -133,7 +133,7 @@ FIELDS = {
     "no parts": (put(("patterns", 2, "parts"), []), "there are 0 parts"),
     "a part with an order": (put(("patterns", 2, "parts", 0, "order"), 1), "a part has an order"),
     "a union in a union": (put(("patterns", 2, "parts", 0), {"kind": "union"}), "part 0 is union"),
-    "a part of text": (put(("patterns", 2, "parts", 0), "diagonal"), "kind is 'None'"),
+    "a part of text": (put(("patterns", 2, "parts", 0), "diagonal"), "kind is None"),
     "a block too far": (put(("patterns", 2, "parts", 1, "key_blocks"), [77]), "77"),
     "blocks unsorted": (put(("patterns", 2, "parts", 1, "key_blocks"), [1, 0]), "expected sorted and unique"),
     "too many integers": (
