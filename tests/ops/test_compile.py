@@ -87,7 +87,7 @@ def test_layers_share_one_compilation(backend: str) -> None:
 
 
 def test_another_bin_does_not_recompile() -> None:
-    from sparse_vdit.plan_layer import pack
+    from sparse_vdit.plan import pack
 
     packed = ops.PackedLayer.from_arrays(pack([LayerPlan(GEOMETRY, patterns) for patterns in LAYERS]))
     counter = torch._dynamo.testing.CompileCounter()

@@ -123,7 +123,7 @@ def test_cuda_is_refused_in_a_sentence() -> None:
 
 def test_bins_are_picked_by_a_tensor() -> None:
     first, second = LayerPlan(GEOMETRY, PATTERNS), LayerPlan(GEOMETRY, [Pattern.full()] * len(PATTERNS))
-    from sparse_vdit.plan_layer import pack
+    from sparse_vdit.plan import pack
 
     both = ops.PackedLayer.from_arrays(pack([first, second]))
     q, k, v = arguments()[:3]

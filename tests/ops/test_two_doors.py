@@ -47,6 +47,7 @@ def run_python_body(q: Any, k: Any, v: Any, kv_len: Any, return_lse: bool) -> An
     return ops._attention_python(q, k, v, *packed[:5], bin_, list(packed.geometry), scale, kv_len, return_lse)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kv_len", [None, [GEOMETRY.tokens - 3, GEOMETRY.tokens]])
 def test_three_doors_same_bits(dtype: str, kv_len: list[int] | None) -> None:
