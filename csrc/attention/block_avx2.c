@@ -57,18 +57,18 @@ static inline float vec_hmax(vec a) {
 
 static void transpose_8x8(const float *const rows[8], int64_t i, float *out) {
   __m256 r[8], s[8], t[8];
-  UNROLL for (int j = 0; j < 8; j++) r[j] = _mm256_loadu_ps(rows[j] + i);
-  UNROLL for (int j = 0; j < 8; j += 2) {
+  EACH(j, 8) { r[j] = _mm256_loadu_ps(rows[j] + i); }
+  for (int j = 0; j < 8; j += 2) {
     s[j] = _mm256_unpacklo_ps(r[j], r[j + 1]);
     s[j + 1] = _mm256_unpackhi_ps(r[j], r[j + 1]);
   }
-  UNROLL for (int j = 0; j < 8; j += 4) {
+  for (int j = 0; j < 8; j += 4) {
     t[j] = _mm256_shuffle_ps(s[j], s[j + 2], 0x44);
     t[j + 1] = _mm256_shuffle_ps(s[j], s[j + 2], 0xee);
     t[j + 2] = _mm256_shuffle_ps(s[j + 1], s[j + 3], 0x44);
     t[j + 3] = _mm256_shuffle_ps(s[j + 1], s[j + 3], 0xee);
   }
-  UNROLL for (int j = 0; j < 4; j++) {
+  EACH(j, 4) {
     _mm256_storeu_ps(out + j * SV_PANEL, _mm256_permute2f128_ps(t[j], t[j + 4], 0x20));
     _mm256_storeu_ps(out + (j + 4) * SV_PANEL, _mm256_permute2f128_ps(t[j], t[j + 4], 0x31));
   }

@@ -6,24 +6,24 @@
 /* 16 x 16 words: 32-bit pairs, 64-bit pairs, then 128-bit quarters twice. */
 static void transpose_16x16(const float *const rows[16], int64_t i, float *out) {
   __m512 a[16], b[16];
-  UNROLL for (int j = 0; j < 16; j++) a[j] = _mm512_loadu_ps(rows[j] + i);
-  UNROLL for (int j = 0; j < 16; j += 2) {
+  EACH(j, 16) { a[j] = _mm512_loadu_ps(rows[j] + i); }
+  for (int j = 0; j < 16; j += 2) {
     b[j] = _mm512_unpacklo_ps(a[j], a[j + 1]);
     b[j + 1] = _mm512_unpackhi_ps(a[j], a[j + 1]);
   }
-  UNROLL for (int j = 0; j < 16; j += 4) {
+  for (int j = 0; j < 16; j += 4) {
     a[j] = _mm512_shuffle_ps(b[j], b[j + 2], 0x44);
     a[j + 1] = _mm512_shuffle_ps(b[j], b[j + 2], 0xee);
     a[j + 2] = _mm512_shuffle_ps(b[j + 1], b[j + 3], 0x44);
     a[j + 3] = _mm512_shuffle_ps(b[j + 1], b[j + 3], 0xee);
   }
-  UNROLL for (int j = 0; j < 4; j++) {
+  EACH(j, 4) {
     b[j] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88);
     b[j + 4] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd);
     b[j + 8] = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0x88);
     b[j + 12] = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0xdd);
   }
-  UNROLL for (int j = 0; j < 8; j++) {
+  EACH(j, 8) {
     _mm512_storeu_ps(out + j * SV_PANEL, _mm512_shuffle_f32x4(b[j], b[j + 8], 0x88));
     _mm512_storeu_ps(out + (j + 8) * SV_PANEL, _mm512_shuffle_f32x4(b[j], b[j + 8], 0xdd));
   }

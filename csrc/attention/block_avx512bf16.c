@@ -13,23 +13,36 @@ INLINE __m512bh pair_set1(const uint16_t *p) {
 }
 INLINE __m512bh pair_load(const float *p) { return (__m512bh)_mm512_loadu_ps(p); }
 
-INLINE void score_tile(const int rows, const int panels, const sv_strip *strip, const float *SV_RESTRICT k,
-                       int64_t depth, float *SV_RESTRICT s, float *SV_RESTRICT maxima) {
-  const uint16_t *SV_RESTRICT q = strip->q;
-  vec acc[TALL][TILE_VECS];
-  UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < panels; c++) acc[r][c] = vec_zero();
-  for (int64_t d = 0; d < depth; d++) {
-    __m512bh b[TILE_VECS];
-    UNROLL for (int c = 0; c < panels; c++) b[c] = pair_load(k + (c * depth + d) * SV_PANEL);
-    UNROLL for (int r = 0; r < rows; r++) {
-      __m512bh a = pair_set1(q + r * SV_LD_Q + 2 * d);
-      UNROLL for (int c = 0; c < panels; c++) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], a, b[c]);
+#define AHEAD 256 /* words between a panel's line in use and the one fetched */
+
+typedef vec tile[TALL][TILE_VECS];
+
+/* acc += a b^T for `n` pairs of components (or keys): a from `rows` places ld numbers apart, b from each panel. */
+INLINE void multiply_pairs(const int rows, const int panels, const uint16_t *SV_RESTRICT a, const int64_t ld,
+                           const float *SV_RESTRICT b, int64_t panel_stride, int64_t n, tile acc) {
+  for (int64_t i = 0; i < n; i++, a += 2, b += SV_PANEL) {
+    __m512bh columns[TILE_VECS];
+    KEEP_ORDER();
+    EACH(c, panels) { __builtin_prefetch(b + c * panel_stride + AHEAD); }
+    EACH(c, panels) { columns[c] = pair_load(b + c * panel_stride); }
+    EACH(r, rows) {
+      __m512bh row = pair_set1(a + r * ld);
+      EACH(c, panels) { acc[r][c] = _mm512_dpbf16_ps(acc[r][c], row, columns[c]); }
     }
   }
+}
+
+INLINE void score_tile(const int rows, const int panels, const sv_strip *strip, const float *SV_RESTRICT k,
+                       int64_t depth, float *SV_RESTRICT s, float *SV_RESTRICT maxima) {
   const vec scale = vec_const(strip->scale);
-  UNROLL for (int r = 0; r < rows; r++) {
+  tile acc;
+  EACH(r, rows) {
+    EACH(c, panels) { acc[r][c] = vec_zero(); }
+  }
+  multiply_pairs(rows, panels, strip->q, SV_LD_Q, k, depth * SV_PANEL, depth, acc);
+  EACH(r, rows) {
     vec m = vec_load(maxima + r * LANES);
-    UNROLL for (int c = 0; c < panels; c++) {
+    EACH(c, panels) {
       vec scaled = vec_mul(acc[r][c], scale);
       vec_store(s + r * SV_LD_P + c * LANES, scaled);
       m = vec_max(m, scaled);
@@ -71,24 +84,18 @@ INLINE void output_tile(const int rows, const int panels, const sv_strip *strip,
                         int32_t n_segments, int32_t panel) {
   const int64_t ld_o = (int64_t)strip->n_v_panels * SV_PANEL;
   float *SV_RESTRICT o = strip->o + panel * SV_PANEL;
-  const char *p = (const char *)strip->p;
-  vec acc[TALL][TILE_VECS];
-  UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < panels; c++) acc[r][c] =
-      strip->is_first ? vec_zero() : vec_load(o + r * ld_o + c * LANES);
-  for (int32_t g = 0; g < n_segments; g++) {
-    const int64_t panel_stride = segments[g].v_panel_stride;
-    const float *SV_RESTRICT v = (const float *)segments[g].v + panel * panel_stride;
-    for (int32_t j = 0; j < segments[g].n_keys; j += 2, v += SV_PANEL, p += 4) {
-      __m512bh b[TILE_VECS];
-      UNROLL for (int c = 0; c < panels; c++) b[c] = pair_load(v + c * panel_stride);
-      UNROLL for (int r = 0; r < rows; r++) {
-        __m512bh a = pair_set1((const uint16_t *)(const void *)(p + r * SV_LD_P * (int)sizeof(float)));
-        UNROLL for (int c = 0; c < panels; c++) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], a, b[c]);
-      }
-    }
+  const uint16_t *p = (const uint16_t *)(const void *)strip->p;
+  tile acc;
+  EACH(r, rows) {
+    EACH(c, panels) { acc[r][c] = strip->is_first ? vec_zero() : vec_load(o + r * ld_o + c * LANES); }
   }
-  UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < panels; c++)
-      vec_store(o + r * ld_o + c * LANES, acc[r][c]);
+  for (int32_t g = 0; g < n_segments; p += segments[g++].n_keys) {
+    const float *v = (const float *)segments[g].v + panel * segments[g].v_panel_stride;
+    multiply_pairs(rows, panels, p, 2 * SV_LD_P, v, segments[g].v_panel_stride, segments[g].n_keys / 2, acc);
+  }
+  EACH(r, rows) {
+    EACH(c, panels) { vec_store(o + r * ld_o + c * LANES, acc[r][c]); }
+  }
 }
 
 INLINE void strip_of(const int rows, const sv_strip *strip, const sv_segment *segments, int32_t n_segments) {
@@ -119,13 +126,13 @@ static void strip_pairs(const sv_strip *strip, const sv_segment *segments, int32
 
 static double multiply_add(int64_t rounds) {
   vec acc[12], sum = vec_zero();
-  UNROLL for (int c = 0; c < 12; c++) acc[c] = vec_const((float)c);
+  EACH(c, 12) { acc[c] = vec_const((float)c); }
   vec a = vec_const(0.5f);
   for (int64_t i = 0; i < rounds; i++) {
-    UNROLL for (int c = 0; c < 12; c++) acc[c] = _mm512_dpbf16_ps(acc[c], (__m512bh)a, (__m512bh)a);
+    EACH(c, 12) { acc[c] = _mm512_dpbf16_ps(acc[c], (__m512bh)a, (__m512bh)a); }
     __asm__ volatile("" : KEEP(a)); /* the loop stays a loop */
   }
-  UNROLL for (int c = 0; c < 12; c++) sum = vec_add(sum, acc[c]);
+  EACH(c, 12) { sum = vec_add(sum, acc[c]); }
   volatile float sink = vec_hsum(sum); /* the sums are needed */
   (void)sink;
   return (double)rounds * 12 * LANES * 4;

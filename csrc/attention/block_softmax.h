@@ -9,7 +9,9 @@
 #include "base/half.h"
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 32")
+#define EACH(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++) /* unrolled whole */
+/* Loads of the next step stay behind it: hoisted, they cost the compiler copies and spills. */
+#define KEEP_ORDER() __asm__ volatile("" ::: "memory")
 #define PANEL_VECS (SV_PANEL / LANES)
 #define TILE_VECS (PANEL_VECS * TILE_PANELS)
 #define SLACK 8.0f      /* p <= 2^8: sums of 2^31 keys stay far from overflow */
@@ -55,7 +57,7 @@ INLINE void follow_max(const sv_strip *strip, int r, float chunk_max) {
 INLINE void exponentials(float *SV_RESTRICT s, int32_t n, float row_max, float *row_sum) {
   vec m = vec_const(row_max), sum[2] = {vec_zero(), vec_zero()};
   for (int32_t j = 0; j < n; j += SV_PANEL) {
-    UNROLL for (int c = 0; c < PANEL_VECS; c++) {
+    EACH(c, PANEL_VECS) {
       vec p = exp2_vec(vec_sub(vec_load(s + j + c * LANES), m));
       vec_store(s + j + c * LANES, p);
       sum[c % 2] = vec_add(sum[c % 2], p);

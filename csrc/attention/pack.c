@@ -19,15 +19,18 @@ typedef struct float_rows {
 
 static size_t up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-static bool has_values_in_place(const sv_pack *pack, int64_t h) {
-  const sv_tensor *v = &pack->args->v;
-  return v->dtype == SV_F32 && pack->args->heads[h].order < 0 && v->stride[2] == pack->head_dim &&
-         pack->head_dim % SV_PANEL == 0;
+static size_t key_bytes(const sv_pack *pack) { return up((size_t)(pack->n_tokens * pack->head_dim) * 4); }
+
+/* Words from one panel of values to the next: long panels start 16 KiB apart modulo 64 KiB, so that the pieces of a
+ * chunk do not compete for the same sets of the second-level cache. */
+static int64_t panel_words(const sv_pack *pack) {
+  const int64_t step = 1 << 12, period = 1 << 14;
+  int64_t n = pack->n_tokens * (pack->pairs ? SV_PANEL / 2 : SV_PANEL);
+  return n < period ? n : n + (step - n % period + period) % period;
 }
 
-static size_t key_bytes(const sv_pack *pack) { return up((size_t)(pack->n_tokens * pack->head_dim) * 4); }
 static size_t value_bytes(const sv_pack *pack) {
-  return up((size_t)(pack->n_tokens * pack->n_v_panels * SV_PANEL) * 4);
+  return up((size_t)(panel_words(pack) * pack->n_v_panels) * 4);
 }
 static size_t tail_k_bytes(const sv_pack *pack) { return up((size_t)(pack->head_dim + 1) * SV_PANEL * 4); }
 static size_t tail_v_bytes(const sv_pack *pack) {
@@ -59,15 +62,13 @@ void sv_pack_place(const sv_pack *pack, int64_t b, int64_t h, void *room, sv_pac
   out->n_whole = out->n_keys / SV_PANEL * SV_PANEL;
   out->keeps_means = (args->heads[h].flags & SV_HEAD_REMAINDER) != 0;
   out->k = cut(&at, key_bytes(pack));
-  out->v_room = cut(&at, value_bytes(pack));
+  out->v = cut(&at, value_bytes(pack));
   out->tail_k = cut(&at, tail_k_bytes(pack));
   out->tail_v = cut(&at, tail_v_bytes(pack));
   out->mean_k = cut(&at, mean_k_bytes(pack));
   out->mean_v = cut(&at, mean_v_bytes(pack));
-  bool in_place = has_values_in_place(pack, h);
-  out->v = in_place ? sv_pack_head(&args->v, b, h).data : out->v_room;
-  out->v_key_stride = in_place ? pack->head_dim : pack->pairs ? SV_PANEL / 2 : SV_PANEL;
-  out->v_panel_stride = in_place ? SV_PANEL : out->n_whole * out->v_key_stride;
+  out->v_key_stride = pack->pairs ? SV_PANEL / 2 : SV_PANEL;
+  out->v_panel_stride = panel_words(pack);
 }
 
 static void find_rows(const sv_pack *pack, int64_t b, int64_t h, int64_t place, int32_t n,
@@ -96,7 +97,7 @@ static void place_values(const sv_pack *pack, const rows_of_panel *rows, int64_t
                          sv_packed_head *head) {
   for (int32_t j = 0; j < rows->n; j++) {
     const float *from = rows->v_float[j];
-    float *to = head->v_room + (place + j) * SV_PANEL;
+    float *to = head->v + (place + j) * SV_PANEL;
     for (int64_t d = 0; d < pack->head_dim; d += SV_PANEL, to += head->v_panel_stride) {
       size_t n = pack->head_dim - d < SV_PANEL ? (size_t)(pack->head_dim - d) : SV_PANEL;
       memcpy(to, from + d, n * sizeof(float));
@@ -110,7 +111,7 @@ static void place_value_pairs(const sv_pack *pack, const rows_of_panel *rows, in
                               sv_packed_head *head) {
   for (int32_t j = 0; j < rows->n; j += 2) {
     const uint16_t *low = rows->v[j], *high = rows->v[j + 1];
-    uint32_t *to = (uint32_t *)(void *)head->v_room + (place + j) / 2 * SV_PANEL;
+    uint32_t *to = (uint32_t *)(void *)head->v + (place + j) / 2 * SV_PANEL;
     for (int64_t d = 0; d < pack->head_dim; d += SV_PANEL, to += head->v_panel_stride) {
       int64_t n = pack->head_dim - d < SV_PANEL ? pack->head_dim - d : SV_PANEL;
       for (int64_t c = 0; c < n; c++) to[c] = (uint32_t)low[d + c] | (uint32_t)high[d + c] << 16;
@@ -124,7 +125,7 @@ static void pack_whole(const sv_pack *pack, const rows_of_panel *rows, int64_t p
   pack->ops->pack_words(k, head->depth, head->k + place * head->depth);
   if (pack->pairs)
     place_value_pairs(pack, rows, place, head);
-  else if (head->v == head->v_room)
+  else
     place_values(pack, rows, place, head);
 }
 

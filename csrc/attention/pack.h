@@ -1,5 +1,5 @@
 /* pack.h — the keys and values of one head of one sample, laid out for the block operations (block_ops.h), in
- * the head's order and cut at kv_len. float32 values that already lie so are used in place. */
+ * the head's order and cut at kv_len. */
 #ifndef SV_ATTENTION_PACK_H
 #define SV_ATTENTION_PACK_H
 
@@ -9,13 +9,12 @@
 #include "attention/block_ops.h"
 
 typedef struct sv_packed_head {
-  int64_t n_keys;   /* keys that take part: places 0 .. n_keys-1 */
-  int64_t n_whole;  /* of them in whole panels; the rest is the tail */
-  int32_t depth;    /* 32-bit words of a key: D, or D/2 in pairs of bfloat16 */
-  bool keeps_means; /* a remainder reads mean_k, mean_v */
-  float *k;         /* [n_whole/16][depth][16] */
-  const float *v;   /* the caller's own, or v_room */
-  float *v_room;    /* float32 [panels][n_whole][16], bf16 pairs [panels][n_whole/2][16] words */
+  int64_t n_keys;                       /* keys that take part: places 0 .. n_keys-1 */
+  int64_t n_whole;                      /* of them in whole panels; the rest is the tail */
+  int32_t depth;                        /* 32-bit words of a key: D, or D/2 in pairs of bfloat16 */
+  bool keeps_means;                     /* a remainder reads mean_k, mean_v */
+  float *k;                             /* [n_whole/16][depth][16] */
+  float *v;                             /* [panels][n_whole][16], bf16 pairs [panels][n_whole/2][16] words */
   int64_t v_key_stride, v_panel_stride; /* 32-bit words */
   float *tail_k;                        /* [D+1][16], float32 always */
   float *tail_v;                        /* [16][16*panels] */
