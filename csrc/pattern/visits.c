@@ -17,7 +17,9 @@ sv_status sv_cover_positions(sv_cover *cover, int64_t first, int64_t last) {
   if (first < 0) first = 0;
   if (last > end) last = end;
   if (first > last) return SV_OK;
-  return sv_cover_blocks(cover, (g->prefix + first) / g->block_k, (g->prefix + last) / g->block_k);
+  uint32_t block_k = (uint32_t)g->block_k; /* places fit 31 bits, and short divisions are quick */
+  return sv_cover_blocks(cover, (uint32_t)(g->prefix + first) / block_k,
+                         (uint32_t)(g->prefix + last) / block_k);
 }
 
 /* cover_first_frames — the first n frames of a slab: the first tokens of each of its boxes. */
