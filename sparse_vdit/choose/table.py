@@ -143,6 +143,19 @@ class ErrorTable:
                 f"choose: bin {bin_}, layer {layer} was never measured, expected at least one call of add"
             )
 
+    def absolute_weights(self, gradient_power: Any = 1.0) -> NDArray[np.float64]:
+        """Weights that turn relative errors into absolute ones, times how much the model's output feels them.
+
+        Args:
+            gradient_power: from `gradient_power`, broadcastable to [bins, layers, heads].
+
+        Returns:
+            [bins, layers, heads], of mean 1 in each bin.
+        """
+        self._require_calls()
+        felt = self.energy / self.calls[..., None] * np.asarray(gradient_power, dtype=np.float64)
+        return np.asarray(felt / np.maximum(felt.mean(axis=(1, 2), keepdims=True), 1e-300))
+
     def select(
         self,
         *,
