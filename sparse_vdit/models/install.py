@@ -84,6 +84,7 @@ def apply(pipe_or_transformer: Any, plan: Any) -> None:
             session = session_of(transformer)
             if session is not None and session.plan_hash == plan.hash:
                 session.reinstall(transformer)
+                session.clock = clock
                 continue
             if session is not None:
                 session.uninstall(transformer)
@@ -208,6 +209,8 @@ def _clock(target: Any, transformers: dict[str, torch.nn.Module]) -> Clock:
     """The clock of a session already at work on this pipeline, else a new one."""
     for transformer in transformers.values():
         session = session_of(transformer)
-        if session is not None and session.plan is not None and session.clock.belongs_to(_pipeline(target)):
+        if session is None or session.plan is None:
+            continue
+        if isinstance(target, torch.nn.Module) or session.clock.belongs_to(target):
             return session.clock
     return Clock(_pipeline(target))

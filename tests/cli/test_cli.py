@@ -120,6 +120,24 @@ def test_as_a_module_and_as_a_script(tmp_path: Path) -> None:
     assert found.returncode == 0
 
 
+@pytest.mark.parametrize(
+    "absent", [["torch"], ["diffusers"], ["torch", "diffusers", "peft", "av", "matplotlib"]]
+)
+def test_doctor_without_torch_or_diffusers(tmp_path: Path, absent: list[str]) -> None:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r}));"
+        "from sparse_vdit.cli import main; sys.exit(main(['doctor', '--json']))"
+    )
+    found = run(tmp_path, sys.executable, "-c", code)
+    assert found.returncode == 0, found.stderr
+    findings = json.loads(found.stdout)
+    for name in absent:
+        assert findings["packages"][name] is None
+        assert any(sentence.startswith(f"{name} is not installed") for sentence in findings["missing"])
+    assert findings["models"] == []
+    assert findings["kernels"]
+
+
 def test_a_wrong_isa_is_one_sentence(tmp_path: Path) -> None:
     found = run(tmp_path, sys.executable, "-m", "sparse_vdit", "doctor", SPARSE_VDIT_ISA="quantum")
     assert found.returncode == 1
