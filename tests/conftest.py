@@ -41,6 +41,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reasons = collections.Counter(str(report.longrepr[-1]) for report in terminalreporter.stats.get("skipped", []))
+    reasons = collections.Counter(
+        str(report.longrepr[-1]) for report in terminalreporter.stats.get("skipped", [])
+    )
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"skipped {count}: {reason}")

@@ -33,7 +33,9 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The core, one object per source, with sanitizers."""
     folder = tmp_path_factory.mktemp("core")
     made = []
-    for source in sorted(path for room in ("base", "pattern", "attention") for path in (ROOT / "csrc" / room).glob("*.c")):
+    for source in sorted(
+        path for room in ("base", "pattern", "attention") for path in (ROOT / "csrc" / room).glob("*.c")
+    ):
         target = folder / f"{source.parent.name}_{source.stem}.o"
         flags = ISA_FLAGS.get(source.stem.rpartition("_")[2], [])
         done = run(["gcc", *FLAGS, *flags, "-Icsrc", "-c", str(source), "-o", str(target)])
@@ -46,7 +48,19 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def programs(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("units")
     for name in TESTS:
-        done = run(["gcc", *FLAGS, "-Icsrc", f"tests/c/{name}.c", *map(str, objects), "-lm", "-lpthread", "-o", str(folder / name)])
+        done = run(
+            [
+                "gcc",
+                *FLAGS,
+                "-Icsrc",
+                f"tests/c/{name}.c",
+                *map(str, objects),
+                "-lm",
+                "-lpthread",
+                "-o",
+                str(folder / name),
+            ]
+        )
         assert done.returncode == 0, done.stderr
     return {name: folder / name for name in TESTS}
 
@@ -59,5 +73,9 @@ def test_unit(name: str, level: str, programs: dict[str, Path]) -> None:
     best = sparse_vdit.build_info()["isa_best"]
     if LEVELS.index(level) > LEVELS.index(best):
         pytest.skip(f"C units: this CPU has no {level}")
-    done = run([str(programs[name])], env={**os.environ, "SPARSE_VDIT_ISA": level, "UBSAN_OPTIONS": "print_stacktrace=1"}, timeout=600)
+    done = run(
+        [str(programs[name])],
+        env={**os.environ, "SPARSE_VDIT_ISA": level, "UBSAN_OPTIONS": "print_stacktrace=1"},
+        timeout=600,
+    )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -24,18 +24,28 @@ CORE = ("base", "pattern", "attention")
 # Which Python room may import which. A room is a module or a folder of sparse_vdit.
 PYTHON_ARROWS: dict[str, set[str]] = {
     "errors": {"_C"},
-    "pattern": {"errors", "_C"},
-    "plan": {"pattern", "errors", "_C"},
-    "plan_file": {"pattern", "errors", "_C"},
-    "presets": {"plan", "pattern", "errors"},
-    "transfer": {"plan", "pattern", "errors", "_C"},
-    "choose": {"attention", "ops", "plan", "presets", "pattern", "errors", "_C"},
+    "geometry": {"_C"},
+    "pattern": {"geometry", "errors", "_C"},
+    "plan": {"geometry", "pattern", "errors", "_C"},
+    "presets": {"geometry", "pattern", "plan"},
     "ops": {"plan", "pattern", "errors", "_C", "_torch"},
     "attention": {"ops", "plan", "pattern", "errors", "_C"},
+    "choose": {"attention", "geometry", "pattern", "plan", "presets", "errors", "_C"},
     "info": {"_C", "_torch", "errors"},
-    "models": {"ops", "attention", "plan", "pattern", "errors", "_C", "info"},
-    "report": {"plan", "pattern", "errors"},
-    "demo": {"models", "choose", "report", "attention", "ops", "plan", "presets", "pattern", "errors", "info", "_C"},
+    "models": {"ops", "plan", "errors", "info", "_C"},
+    "report": {"plan", "pattern", "geometry", "errors"},
+    "demo": {
+        "models",
+        "choose",
+        "report",
+        "attention",
+        "plan",
+        "presets",
+        "pattern",
+        "geometry",
+        "errors",
+        "info",
+    },
 }
 ANY_DOOR = {"cli", "__main__", "__init__"}
 MAX_LINES, MAX_INIT_LINES, MAX_C_FUNCTION_LINES = 600, 40, 50
@@ -68,7 +78,9 @@ def test_c_includes_point_downward(room: str) -> None:
 def test_core_knows_no_python_numpy_torch_cuda() -> None:
     for path in sources(*(f"csrc/{room}/*.[ch]" for room in CORE)):
         for target in re.findall(r"^\s*#\s*include\s+[<\"]([^>\"]+)", path.read_text(), re.M):
-            assert not re.match(r"(Python|numpy|torch|cuda|ATen|c10)", target), f"{path.relative_to(ROOT)} includes {target}"
+            assert not re.match(r"(Python|numpy|torch|cuda|ATen|c10)", target), (
+                f"{path.relative_to(ROOT)} includes {target}"
+            )
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -78,7 +90,11 @@ def imported_rooms(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
             names = [*base, *(node.module or "").split(".")] if node.module else list(base)
-            found |= {(names + [alias.name])[1] for alias in node.names if (names + [alias.name])[0] == "sparse_vdit"}
+            found |= {
+                (names + [alias.name])[1]
+                for alias in node.names
+                if (names + [alias.name])[0] == "sparse_vdit"
+            }
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sparse_vdit":
             parts = (node.module or "").split(".")
             found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
@@ -88,7 +104,9 @@ def imported_rooms(path: Path) -> set[str]:
 
 
 def test_python_imports_point_downward() -> None:
-    rooms = {path.stem for path in ROOT.glob("sparse_vdit/*.py")} | {p.name for p in ROOT.glob("sparse_vdit/*") if p.is_dir() and any(p.glob("*.py"))}
+    rooms = {path.stem for path in ROOT.glob("sparse_vdit/*.py")} | {
+        p.name for p in ROOT.glob("sparse_vdit/*") if p.is_dir() and any(p.glob("*.py"))
+    }
     for path in sources("sparse_vdit/**/*.py"):
         parts = path.relative_to(ROOT / "sparse_vdit").with_suffix("").parts
         room = parts[0]
@@ -108,7 +126,15 @@ def test_importing_the_package_is_light() -> None:
 
 
 def test_files_are_small_rooms() -> None:
-    for path in sources("csrc/**/*.[ch]", "csrc/**/*.cpp", "cuda/**/*.cu*", "sparse_vdit/**/*.py", "tests/**/*.py", "tests/**/*.[ch]", "benchmarks/*.py"):
+    for path in sources(
+        "csrc/**/*.[ch]",
+        "csrc/**/*.cpp",
+        "cuda/**/*.cu*",
+        "sparse_vdit/**/*.py",
+        "tests/**/*.py",
+        "tests/**/*.[ch]",
+        "benchmarks/*.py",
+    ):
         lines = len(path.read_text().splitlines())
         assert lines <= MAX_LINES, f"{path.relative_to(ROOT)} has {lines} lines, at most {MAX_LINES}"
     assert len((ROOT / "sparse_vdit/__init__.py").read_text().splitlines()) <= MAX_INIT_LINES
@@ -118,9 +144,17 @@ def c_functions(text: str) -> list[tuple[str, int]]:
     """Names and lengths of functions whose opening line starts at column 0 and whose closing brace stands alone there."""
     found, name, start = [], "", 0
     for number, line in enumerate(text.splitlines()):
-        if not name and (match := re.match(r"[A-Za-z_][\w\s\*]*?\b(\w+)\(", line)) and not line.startswith(("#", "typedef")):
+        if (
+            not name
+            and (match := re.match(r"[A-Za-z_][\w\s\*]*?\b(\w+)\(", line))
+            and not line.startswith(("#", "typedef"))
+        ):
             name, start = match[1], number
-        if name and line.rstrip().endswith(";") and "{" not in "\n".join(text.splitlines()[start : number + 1]):
+        if (
+            name
+            and line.rstrip().endswith(";")
+            and "{" not in "\n".join(text.splitlines()[start : number + 1])
+        ):
             name = ""
         if name and line == "}":
             found.append((name, number - start + 1))
@@ -131,11 +165,15 @@ def c_functions(text: str) -> list[tuple[str, int]]:
 def test_c_functions_are_short() -> None:
     for path in sources("csrc/**/*.c", "csrc/**/*.cpp"):
         for name, lines in c_functions(path.read_text()):
-            assert lines <= MAX_C_FUNCTION_LINES or name in LONG_C_FUNCTIONS, f"{path.relative_to(ROOT)}: {name} has {lines} lines"
+            assert lines <= MAX_C_FUNCTION_LINES or name in LONG_C_FUNCTIONS, (
+                f"{path.relative_to(ROOT)}: {name} has {lines} lines"
+            )
 
 
 def test_core_is_silent_and_never_exits() -> None:
-    banned = re.compile(r"(?<![\w.>])(printf|fprintf|puts|perror|exit|_exit|abort|system|popen|strcpy|strcat|sprintf|gets|alloca)\s*\(")
+    banned = re.compile(
+        r"(?<![\w.>])(printf|fprintf|puts|perror|exit|_exit|abort|system|popen|strcpy|strcat|sprintf|gets|alloca)\s*\("
+    )
     for path in sources(*(f"csrc/{room}/*.[ch]" for room in CORE), "csrc/pyext/*.[ch]"):
         code = re.sub(r"/\*.*?\*/|//[^\n]*|\"(\\.|[^\"])*\"", "", path.read_text(), flags=re.S)
         hit = banned.search(code)
@@ -143,7 +181,9 @@ def test_core_is_silent_and_never_exits() -> None:
 
 
 def test_python_never_unpickles_or_evaluates() -> None:
-    banned = re.compile(r"\b(pickle|torch\.load|yaml\.load|eval|exec|os\.system|shell=True|torchvision)\b(?=\s*[(.=]|$)", re.M)
+    banned = re.compile(
+        r"\b(pickle|torch\.load|yaml\.load|eval|exec|os\.system|shell=True|torchvision)\b(?=\s*[(.=]|$)", re.M
+    )
     for path in sources("sparse_vdit/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -151,8 +191,17 @@ def test_python_never_unpickles_or_evaluates() -> None:
                 assert not any(n.split(".")[0] in ("pickle", "torchvision", "yaml") for n in names), path
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in ("eval", "exec", "os.system", "torch.load", "pickle.load", "pickle.loads"), f"{path}: {called}"
-                assert not any(k.arg == "shell" and getattr(k.value, "value", False) for k in node.keywords), path
+                assert called not in (
+                    "eval",
+                    "exec",
+                    "os.system",
+                    "torch.load",
+                    "pickle.load",
+                    "pickle.loads",
+                ), f"{path}: {called}"
+                assert not any(
+                    k.arg == "shell" and getattr(k.value, "value", False) for k in node.keywords
+                ), path
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, f"{path.relative_to(ROOT)}:{node.lineno}: bare except"
     assert banned
@@ -179,6 +228,9 @@ def test_every_pattern_has_its_name_in_every_room() -> None:
 def test_the_project_speaks_of_itself_alone() -> None:
     banned = re.compile(r"(/work/|/tmp/bash_jobs|/root/)")
     for path in tracked():
-        if path.suffix in (".py", ".c", ".h", ".cpp", ".md", ".toml", ".json", "") and path.name != "test_house.py":
+        if (
+            path.suffix in (".py", ".c", ".h", ".cpp", ".md", ".toml", ".json", "")
+            and path.name != "test_house.py"
+        ):
             hit = banned.search(path.read_text(errors="replace"))
             assert not hit, f"{path.relative_to(ROOT)} names {hit[0] if hit else ''}"

@@ -36,7 +36,9 @@ def allowed_error(ref: np.ndarray, naive: np.ndarray, dtype: str) -> float:
     return 2.0 * float(np.max(np.abs(naive - ref), initial=0.0)) + FLOOR_EPS * EPS[dtype] * max(scale, 1e-30)
 
 
-def assert_close_to_reference(ours: np.ndarray, ref: np.ndarray, naive: np.ndarray, dtype: str | None = None) -> None:
+def assert_close_to_reference(
+    ours: np.ndarray, ref: np.ndarray, naive: np.ndarray, dtype: str | None = None
+) -> None:
     """Fails with the worst element and its coordinates; NaN anywhere in ``ours`` fails.
 
     Args:
@@ -67,7 +69,9 @@ def assert_lse_close(ours: np.ndarray, ref: np.ndarray) -> None:
     assert (np.isneginf(mine) == np.isneginf(ref)).all(), "LSE is -inf in other places than the reference"
     finite = np.isfinite(ref)
     error = np.abs(mine[finite] - ref[finite]) / np.maximum(1.0, np.abs(ref[finite]))
-    assert error.size == 0 or float(error.max()) <= LSE_ABSOLUTE, f"LSE: worst relative error {float(error.max()):.3e}"
+    assert error.size == 0 or float(error.max()) <= LSE_ABSOLUTE, (
+        f"LSE: worst relative error {float(error.max()):.3e}"
+    )
 
 
 def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -82,7 +86,9 @@ def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
     return array
 
 
-def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, scale: float, dtype: str) -> np.ndarray:
+def naive_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, scale: float, dtype: str
+) -> np.ndarray:
     """The masked formula in the tested dtype: float32 sums, weights and result rounded to ``dtype``.
 
     Args:
