@@ -67,7 +67,9 @@ static void view_missing(const sv_tensor *q, sv_tensor *out) {
   *out = *q;
   out->data = NULL;
   out->stride[3] = 1;
-  for (int i = 2; i >= 0; i--) out->stride[i] = out->stride[i + 1] * out->shape[i + 1];
+  /* unsigned: the shape is not checked yet and may be anything */
+  for (int i = 2; i >= 0; i--)
+    out->stride[i] = (int64_t)((uint64_t)out->stride[i + 1] * (uint64_t)out->shape[i + 1]);
 }
 
 /* new out like q, C-contiguous, and lse [B, H, N]; -1 with an exception set. */

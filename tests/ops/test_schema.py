@@ -31,9 +31,10 @@ def arguments(
     transposed: bool = False,
     kv_len: list[int] | None = None,
     return_lse: bool = False,
+    batch: int = 2,
 ) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(7)
-    batch, heads, tokens = 2, len(PATTERNS), GEOMETRY.tokens
+    heads, tokens = len(PATTERNS), GEOMETRY.tokens
     shape = (batch, tokens, heads, head_dim) if transposed else (batch, heads, tokens, head_dim)
     qkv = [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
     if transposed:
@@ -49,6 +50,7 @@ CASES = {
     "transposed, lse": {"transposed": True, "return_lse": True},
     "bfloat16, kv_len": {"dtype": torch.bfloat16, "kv_len": [196, 199], "head_dim": 24},
     "float16, lse": {"dtype": torch.float16, "return_lse": True},
+    "batch 0": {"batch": 0, "return_lse": True},
 }
 
 
@@ -74,6 +76,29 @@ print("passed", "sparse_vdit._torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd="/")
     assert done.stdout.split()[-2:] == ["passed", "False"], done.stderr[-2000:]
+
+
+def test_an_extension_that_does_not_load_is_said_aloud() -> None:
+    """Built against another torch: the Python bodies serve, and a warning names the reason."""
+    code = """
+import importlib.util, warnings
+real = importlib.import_module
+def load(name, *rest):
+    if name == "sparse_vdit._torch":
+        raise ImportError("undefined symbol: torch_call_dispatcher")
+    return real(name, *rest)
+importlib.import_module = load
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: name == "sparse_vdit._torch" or find(name, *rest)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", RuntimeWarning)
+    from sparse_vdit import ops
+print(ops.DOOR, *[str(w.message) for w in caught if "_torch" in str(w.message)])
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd="/")
+    said = done.stdout.strip()
+    assert said.startswith("python ops: sparse_vdit._torch does not load under torch "), done.stderr[-2000:]
+    assert "(undefined symbol: torch_call_dispatcher)" in said
 
 
 @pytest.mark.parametrize("case", CASES)
