@@ -1,15 +1,18 @@
 """One observed dense video: what every head costs with every candidate, and a plan chosen from that.
 
-A recorder listens to the stock attention at some steps, the noisiest one among them, and measures the output
-error of all candidates. The prompt and the seed are none of those that are judged later.
+A recorder listens to the stock attention at the steps, the noisiest one among them, and measures the output error of
+all candidates. How much a head's error matters is measured too: by the gradient of the model's output with respect to
+the head's output. The prompt and the seed are none of those that are judged later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..choose import ErrorTable, ladder
@@ -23,7 +26,7 @@ SEED = 7001
 BINS = (0.0, 0.3, 0.6, 1.0)  # edges of noise level
 WARM_UP = 0.2  # share of the steps that stay dense, rounded down
 ROWS = 64  # query rows per head and call
-LISTENED = 6  # steps that are measured
+LISTENED = 12  # steps that are measured, at most
 DENSITIES = (0.06, 0.1, 0.14, 0.2, 0.28, 0.4)  # of the ladder
 
 
@@ -34,12 +37,14 @@ class Calibration:
     Attributes:
         table: Errors of all candidates.
         noise: Noise levels that were measured.
+        weights: How much a relative error of a head matters, [bins, layers, heads], mean 1 in every bin.
         kept_noise: Noise level of `kept`.
         kept: Layer to (q, k, v) [1, H, N, D] at one step, for pictures and kernel times.
     """
 
     table: ErrorTable
     noise: list[float] = field(default_factory=list)
+    weights: np.ndarray = field(default_factory=lambda: np.ones((1, 1, 1)))
     kept_noise: float = 0.0
     kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
@@ -83,6 +88,8 @@ def calibrate(
     found = Calibration(table, [levels[step] for step in heard])
     middle = heard[len(heard) // 2]
     found.kept_noise = levels[middle]
+    chosen = _one_per_bin(edges, levels, heard)
+    states: dict[int, Mapping[str, Any]] = {}
 
     def recorder(
         step: int, noise: float, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dense: Any
@@ -92,9 +99,60 @@ def calibrate(
         if step == middle:
             found.kept[layer] = (q.clone(), k.clone(), v.clone())
 
-    with observe(pipe, recorder):
-        generate(pipe, PROMPT, SEED, steps, on_step)
+    def keep_state(_: Any, __: Any, arguments: Mapping[str, Any]) -> None:
+        states[len(states)] = dict(arguments)
+
+    hook = pipe.transformer.register_forward_pre_hook(keep_state, with_kwargs=True)
+    try:
+        with observe(pipe, recorder):
+            generate(pipe, PROMPT, SEED, steps, on_step)
+    finally:
+        hook.remove()
+    found.weights = np.stack([sensitivity(pipe, states[step]) for step in chosen])
     return found
+
+
+def _one_per_bin(edges: tuple[float, ...], levels: tuple[float, ...], heard: tuple[int, ...]) -> list[int]:
+    """Returns for every bin the middle one of the steps measured in it; dense steps only where there is no other."""
+    found = []
+    for number, (low, high) in enumerate(itertools.pairwise(edges)):
+        last = number == len(edges) - 2
+        inside = [step for step in heard if low <= levels[step] and (levels[step] < high or last)]
+        sparse = [step for step in inside if step >= dense_steps(len(levels))] or inside
+        found.append(sparse[len(sparse) // 2])
+    return found
+
+
+def sensitivity(pipe: Any, arguments: Mapping[str, Any]) -> np.ndarray:
+    """Returns how much a relative error of each head moves the model's output, [layers, heads], mean 1.
+
+    For a random probe of the output and g its gradient at a head's output o, an error of relative size e moves the
+    output by about e^2 sum_i |g_i|^2 |o_i|^2 over the tokens i.
+
+    Args:
+        pipe: From `pipeline.load`, without a plan.
+        arguments: What the transformer was called with.
+    """
+    outputs: dict[int, torch.Tensor] = {}
+
+    def recorder(_step: int, _noise: float, layer: int, *tensors: Any) -> torch.Tensor:
+        out: torch.Tensor = tensors[-1]()
+        out.retain_grad()
+        outputs[layer] = out
+        return out
+
+    latents = arguments["hidden_states"].detach().clone().requires_grad_()
+    with torch.enable_grad(), observe(pipe, recorder):
+        out = pipe.transformer(**{**arguments, "hidden_states": latents, "return_dict": False})[0]
+        probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(SEED))
+        (out * probe).sum().backward()
+    found = []
+    for layer in sorted(outputs):
+        out, slope = outputs[layer].detach(), outputs[layer].grad
+        assert slope is not None
+        found.append((slope.square().sum(-1) * out.square().sum(-1)).sum((0, 2)).numpy())
+    weights = np.array(found, np.float64)
+    return np.asarray(weights / max(weights.mean(), np.finfo(np.float64).tiny))
 
 
 def bin_edges(levels: tuple[float, ...], heard: tuple[int, ...]) -> tuple[float, ...]:
@@ -122,6 +180,7 @@ def choose_plan(
     """
     return calibration.table.select(
         mean_density=density,
+        weights=calibration.weights,
         dense_above=dense_above(levels),
         provenance={"prompt": PROMPT, "noise_seed": SEED, "noise_levels": calibration.noise} | about,
     )

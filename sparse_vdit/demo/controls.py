@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..choose import ErrorTable, permute, random_masks
+from ..choose import permute, random_masks
 from ..plan import SparsePlan
+from .calibrate import Calibration
 
 NAMES = ("random", "uniform", "permuted")
 
 
-def controls(table: ErrorTable, plan: SparsePlan) -> dict[str, Callable[[int], SparsePlan]]:
+def controls(calibration: Calibration, plan: SparsePlan) -> dict[str, Callable[[int], SparsePlan]]:
     """Returns, by name, a callable that makes the control plan of a seed.
 
     Args:
-        table: The errors that the plan was chosen by; the uniform pattern is chosen by the same ones.
+        calibration: What the plan was chosen by; the uniform pattern is chosen by the same errors and weights.
         plan: The plan.
     """
-    uniform = table.uniform(plan.density(), dense_above=plan.dense_above)
+    uniform = calibration.table.uniform(
+        plan.density(), weights=calibration.weights, dense_above=plan.dense_above
+    )
     return {
         "random": lambda seed: random_masks(plan, seed),
         "uniform": lambda seed: uniform,

@@ -54,7 +54,8 @@ def load(folder: Path = MODEL) -> Any:
     if missing or strange:
         name, what = (missing[0], "lack") if missing else (strange[0], "hold an unknown")
         raise ValueError(f"demo: the weights in {folder} {what} {name}, expected those of its config.json")
-    pipe = CogVideoXPipeline(None, None, None, transformer.eval(), CogVideoXDDIMScheduler(**SCHEDULER))
+    transformer.eval().requires_grad_(False)
+    pipe = CogVideoXPipeline(None, None, None, transformer, CogVideoXDDIMScheduler(**SCHEDULER))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

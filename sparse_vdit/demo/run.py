@@ -165,7 +165,7 @@ def _measure(
     progress.stage("choosing a plan")
     plan = choose_plan(calibration, settings.density, levels, {"model": str(settings.model.name)})
     ratios = kernel_ratios(plan, calibration)
-    others = controls(calibration.table, plan)
+    others = controls(calibration, plan)
     plans = {"sparse": lambda seed: plan, **others}
     counted = [0]
 
