@@ -100,11 +100,13 @@ def figure(plan: SparsePlan, name: str | None = None) -> Figure:
 def _panel(axes: Any, part: TransformerPlan, kinds: list[list[str]], bin_: int, to_rgb: Any) -> None:
     colours = np.array([[to_rgb(KINDS[kind][1]) for kind in row] for row in kinds])
     axes.imshow(colours, aspect="auto", interpolation="nearest")
-    if colours.shape[0] * colours.shape[1] <= 4096:
-        for layer, row in enumerate(kinds):
-            for head, kind in enumerate(row):
-                axes.text(head, layer, KINDS[kind][0], ha="center", va="center", fontsize=7)
+    names = np.array(kinds)
+    for kind in sorted(set(names.ravel().tolist())):
+        layer, head = np.nonzero(names == kind)
+        axes.scatter(head, layer, 26, "black", marker=f"${KINDS[kind][0]}$", linewidths=0, label=kind)
     density = part.densities()[bin_].mean()
     axes.set_title(f"noise {part.bins[bin_]:g}..{part.bins[bin_ + 1]:g}\ndensity {density:.3f}", fontsize=8)
     axes.set_xlabel("head")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     axes.tick_params(labelsize=7)

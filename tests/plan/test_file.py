@@ -321,3 +321,34 @@ def test_the_document_is_not_changed_by_reading():
     before = copy.deepcopy(value)
     SparsePlan.from_json(value)
     assert value == before
+
+
+def test_pushing_makes_the_repository_and_sends_the_file(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    sent = []
+
+    class Api:
+        def __init__(self, token=None):
+            sent.append(("token", token))
+
+        def create_repo(self, repo_id, *, private, exist_ok):
+            sent.append(("create", repo_id, private, exist_ok))
+            return hub.RepoUrl(f"https://huggingface.co/someone/{repo_id}")
+
+        def upload_file(self, **arguments):
+            sent.append(("upload", arguments))
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    file = make_plan().save_pretrained(
+        tmp_path / "my-plan", push_to_hub=True, token="t", private=True, revision="v2"
+    )
+    assert sent[:2] == [("token", "t"), ("create", "my-plan", True, True)]
+    expected = {
+        "path_or_fileobj": file,
+        "path_in_repo": "plan.json",
+        "repo_id": "someone/my-plan",
+        "revision": "v2",
+    }
+    assert sent[2] == ("upload", expected)
+    with pytest.raises(TypeError, match="token is given, expected it with push_to_hub=True only"):
+        make_plan().save_pretrained(tmp_path, token="t")

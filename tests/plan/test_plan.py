@@ -219,12 +219,11 @@ def test_figure_has_a_panel_per_bin(tmp_path):
     assert len(panels) == 3
     for bin_, axes in enumerate(panels):
         assert axes.images[0].get_array().shape == (2, 3, 3)
-        letters = [text.get_text() for text in axes.texts]
-        kinds = [PATTERNS[n].kind for n in plan.choice[bin_].ravel()]
-        assert letters == [
-            {"full": "F", "skip": "S", "diagonal": "D", "multi_diagonal": "M", "periodic_tiles": "T"}[k]
-            for k in kinds
-        ]
+        kinds = {(head, layer): PATTERNS[n].kind for (layer, head), n in np.ndenumerate(plan.choice[bin_])}
+        lettered = {
+            tuple(at): dots.get_label() for dots in axes.collections for at in dots.get_offsets().tolist()
+        }
+        assert lettered == kinds
     figure.savefig(tmp_path / "plan.png")
 
 
