@@ -1,5 +1,7 @@
 /* interrupt.c — from a signal to an exception, also where C++ stands between the call and Python. */
 #define _GNU_SOURCE
+#include "pyext/ndarray.h" /* Python.h before any header of the system */
+
 #include "pyext/interrupt.h"
 
 #include <sys/syscall.h>

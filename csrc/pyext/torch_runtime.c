@@ -1,5 +1,7 @@
 /* torch_runtime.c — the thread pool of a torch that is already loaded, found by name: nothing is linked. */
 #define _GNU_SOURCE
+#include "pyext/ndarray.h" /* Python.h before any header of the system */
+
 #include <dlfcn.h>
 
 #include "base/parallel.h"
