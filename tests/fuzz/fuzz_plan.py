@@ -1,10 +1,10 @@
 """Fuzzing of the plan reader: whatever the bytes, the answer is a plan or one PlanError, and soon.
 
-    fuzz_plan.py [--seconds N] [--seed N] [--corpus DIR]
+    fuzz_plan.py [--seconds N] [--seed N] [--corpus DIR] [--engine own|atheris]
 
 Starts from legal documents and every file of the corpus; mutates bytes, JSON values, and values under a
-hash that is made to fit again, so that the checks behind the hash are reached. `--engine atheris` drives the
-same function by coverage, where atheris is installed. A crash is kept in the corpus and printed.
+hash that is made to fit again, so that the checks behind the hash are reached. Where atheris is installed
+it leads the same mutations by coverage. A crash is kept in the corpus and printed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ import random
 import re
 import resource
 import sys
+import tempfile
 import time
 from collections import Counter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 from sparse_vdit import Geometry, Order, Pattern, SparsePlan
@@ -204,20 +208,41 @@ def report(data: bytes, corpus: Path, sentence: str) -> int:
     return 1
 
 
-def run_atheris(seconds: float, seed: int) -> None:
-    """The same function under atheris (coverage guided); it ends the process itself."""
+def run_atheris(seconds: float, seed: int, corpus: Path) -> None:
+    """The same function and mutations, led by coverage; atheris ends the process itself."""
     import atheris
 
-    with atheris.instrument_imports(include=["sparse_vdit"]):
-        import sparse_vdit.plan.document
-    assert sparse_vdit.plan.document
+    for name in ("geometry", "pattern", "plan.document", "plan.file", "plan.identity", "plan.transformer"):
+        for function in functions(import_module(f"sparse_vdit.{name}")):
+            atheris.instrument_func(function)
 
     def one(data: bytes) -> None:
         read(data)
 
-    arguments = [sys.argv[0], f"-max_total_time={int(seconds)}", f"-seed={seed}", "-rss_limit_mb=2048"]
-    atheris.Setup(arguments, one)
-    atheris.Fuzz()
+    def mutated(data: bytes, max_size: int, seed: int) -> bytes:
+        return mutate(random.Random(seed), [data, data, data, *legal])[:max_size]
+
+    legal = seeds()
+    with tempfile.TemporaryDirectory() as folder:
+        for number, data in enumerate(legal):
+            Path(folder, str(number)).write_bytes(data)
+        limits = [
+            f"-max_total_time={int(seconds)}",
+            f"-seed={seed + 1}",
+            "-rss_limit_mb=2048",
+            "-max_len=65536",
+        ]
+        atheris.Setup(
+            [sys.argv[0], *limits, f"-artifact_prefix={corpus}_", folder], one, custom_mutator=mutated
+        )
+        atheris.Fuzz()
+
+
+def functions(module: ModuleType) -> list[FunctionType]:
+    """Functions and methods that a module defines."""
+    owners = [module, *(value for value in vars(module).values() if isinstance(value, type))]
+    found = [getattr(value, "__func__", value) for owner in owners for value in vars(owner).values()]
+    return [f for f in found if isinstance(f, FunctionType) and f.__module__ == module.__name__]
 
 
 def main() -> int:
@@ -228,12 +253,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
-    parser.add_argument("--engine", choices=("own", "atheris"), default="own")
+    parser.add_argument("--engine", choices=("own", "atheris"), default=None)
     arguments = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    if arguments.engine == "atheris":
-        run_atheris(arguments.seconds, arguments.seed)
+    engine = arguments.engine or ("atheris" if find_spec("atheris") else "own")
+    if engine == "atheris":
+        run_atheris(arguments.seconds, arguments.seed, arguments.corpus)
         return 0
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     return run(arguments.seconds, arguments.seed, arguments.corpus)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 def test_two_seconds_of_fuzzing_find_nothing():
     script = Path(__file__).with_name("fuzz_plan.py")
     done = subprocess.run(
-        [sys.executable, str(script), "--seconds", "2", "--seed", "1"], capture_output=True, text=True
+        [sys.executable, str(script), "--seconds", "2", "--seed", "1", "--engine", "own"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "plans" in done.stdout
