@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import kit.masks` from any test, never the product
 
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import HealthCheck, settings
 
 # Derandomised: the same cases on every machine. No deadline: machines differ and are shared.
 settings.register_profile("house", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -37,7 +37,8 @@ def pytest_report_header(config: pytest.Config) -> str:
     import sparse_vdit
 
     info = sparse_vdit.build_info()
-    return f"sparse_vdit {info['version']}: isa {info['isa']} (best {info['isa_best']}), SPARSE_VDIT_ISA={os.environ.get('SPARSE_VDIT_ISA', '')}"
+    wanted = os.environ.get("SPARSE_VDIT_ISA", "")
+    return f"sparse_vdit {info['version']}: isa {info['isa']} (best {info['isa_best']}), SPARSE_VDIT_ISA={wanted}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,9 +92,9 @@ def imported_rooms(path: Path) -> set[str]:
             base = package[: len(package) - node.level + 1]
             names = [*base, *(node.module or "").split(".")] if node.module else list(base)
             found |= {
-                (names + [alias.name])[1]
+                ([*names, alias.name])[1]
                 for alias in node.names
-                if (names + [alias.name])[0] == "sparse_vdit"
+                if ([*names, alias.name])[0] == "sparse_vdit"
             }
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sparse_vdit":
             parts = (node.module or "").split(".")
@@ -118,9 +119,8 @@ def test_python_imports_point_downward() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    code = "import sys, sparse_vdit; print([m for m in ('torch', 'diffusers', 'matplotlib', 'safetensors') if m in sys.modules])"
-    import sys
-
+    heavy = ("torch", "diffusers", "matplotlib", "safetensors")
+    code = f"import sys, sparse_vdit; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tests")
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
@@ -141,7 +141,7 @@ def test_files_are_small_rooms() -> None:
 
 
 def c_functions(text: str) -> list[tuple[str, int]]:
-    """Names and lengths of functions whose opening line starts at column 0 and whose closing brace stands alone there."""
+    """Names and lengths of functions; they open at column 0 and their closing brace stands alone there."""
     found, name, start = [], "", 0
     for number, line in enumerate(text.splitlines()):
         if (

@@ -13,7 +13,7 @@ import numpy as np
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # Room beside twice the naive error, in eps: one rounding of the output, one of the weights, two spare.
 FLOOR_EPS = 4.0
-# LSE is float32 for every input dtype; the logits of low-precision inputs are exact products, so only float32 rounding counts.
+# LSE is float32 for every input dtype: products of low-precision inputs are exact, only float32 rounding counts.
 LSE_ABSOLUTE = 2e-4
 
 
@@ -57,8 +57,8 @@ def assert_close_to_reference(
     if error.size and float(error.max()) > bound:
         at = np.unravel_index(int(error.argmax()), error.shape)
         raise AssertionError(
-            f"{dtype}: worst error {error[at]:.3e} at {tuple(int(i) for i in at)} (ours {mine[at]:.6g}, reference {ref[at]:.6g}),"
-            f" allowed {bound:.3e}"
+            f"{dtype}: worst error {error[at]:.3e} at {tuple(int(i) for i in at)} "
+            f"(ours {mine[at]:.6g}, reference {ref[at]:.6g}), allowed {bound:.3e}"
         )
 
 
