@@ -29,6 +29,7 @@ C_SOURCES = [
     "csrc/attention/block_portable.c",
     "csrc/attention/engine.c",
     "csrc/attention/pack.c",
+    "csrc/attention/peak.c",
     "csrc/attention/reference.c",
     "csrc/attention/remainder.c",
     "csrc/attention/walk.c",

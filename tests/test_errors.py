@@ -24,6 +24,7 @@ from sparse_vdit import (
 GEOMETRY = Geometry(frames=4, height=6, width=8, prefix=4, suffix=3, block_q=32, block_k=16)
 INTS = GEOMETRY.to_ints()
 LAYER = LayerPlan(GEOMETRY, [Pattern.full(), Pattern.diagonal(half_width=15, remainder=0.5)])
+LAYER.items()  # made once, here: its pool of codes stays alive
 TOKENS = GEOMETRY.tokens
 DIAGONAL = Pattern.diagonal(half_width=15).to_ints()
 PLAIN = np.zeros(1, bool)
@@ -350,6 +351,16 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         TypeError,
         "attention_engine: dtype is int8, expected float32, float16 or bfloat16",
         lambda: _C.attention_engine("int8", 64),
+    ),
+    "peak dtype": (
+        TypeError,
+        "fma_peak: dtype is int8, expected float32, float16 or bfloat16",
+        lambda: _C.fma_peak("int8"),
+    ),
+    "peak seconds": (
+        ValueError,
+        "fma_peak: seconds is 0, expected more than 0, at most 60",
+        lambda: _C.fma_peak(seconds=0.0),
     ),
     "threads": (
         ValueError,

@@ -154,6 +154,7 @@ small = np.ones((1, 8, 12000, 64), np.float32)
 calls = {
     "attention": lambda: s.attention(q, q, q, layer=layer),
     "visits": lambda: _C.visits(fine.to_ints(), [wire] * 1000, np.zeros(1000, bool)),
+    "fma_peak": lambda: _C.fma_peak("float32", 30.0),
     "reference": lambda: _C.attention_reference(small, small, small, None, None, 0.125),
 }
 if "torch" in sys.argv[1]:
@@ -224,6 +225,7 @@ def interrupt(code: str, call: str) -> list[str]:
         "attention",
         "visits",
         "reference",
+        "fma_peak",
         *(
             pytest.param(name, marks=needs_torch)
             for name in ("torch", "torch operator", "torch no_grad", "torch compiled")

@@ -63,6 +63,24 @@ SVPY_FUNCTION(svpy_build_info) {
   return info;
 }
 
+SVPY_FUNCTION(svpy_fma_peak) {
+  static char *names[] = {"dtype", "seconds", NULL};
+  const char *dtype_name = "float32";
+  double seconds = 0.2, gflops = 0.0;
+  int32_t dtype;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "|sd:fma_peak", names, &dtype_name, &seconds)) return NULL;
+  svpy_poll poll;
+  svpy_poll_open(&poll);
+  sv_status status = svpy_check_environment();
+  if (status == SV_OK) status = svpy_to_dtype("fma_peak", "dtype", dtype_name, &dtype);
+  if (status == SV_OK) {
+    Py_BEGIN_ALLOW_THREADS;
+    status = sv_fma_peak_gflops(dtype, seconds, &poll.poll, &gflops);
+    Py_END_ALLOW_THREADS;
+  }
+  return status == SV_OK ? PyFloat_FromDouble(gflops) : svpy_raise(module, status, &poll);
+}
+
 SVPY_FUNCTION(svpy_set_threads) {
   static char *names[] = {"n", NULL};
   int n;

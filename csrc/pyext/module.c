@@ -25,6 +25,7 @@ static PyMethodDef functions[] = {
     ENTRY("attention_pointers", svpy_attention_pointers),
     ENTRY("attention_reference", svpy_attention_reference),
     ENTRY("attention_engine", svpy_attention_engine),
+    ENTRY("fma_peak", svpy_fma_peak),
     ENTRY("build_info", svpy_build_info),
     ENTRY("set_threads", svpy_set_threads),
     ENTRY("scratch_live", svpy_scratch_live),

@@ -41,6 +41,7 @@ SVPY_FUNCTION(svpy_attention_check);
 SVPY_FUNCTION(svpy_attention_pointers);
 SVPY_FUNCTION(svpy_attention_reference);
 SVPY_FUNCTION(svpy_attention_engine);
+SVPY_FUNCTION(svpy_fma_peak);
 SVPY_FUNCTION(svpy_build_info);
 SVPY_FUNCTION(svpy_set_threads);
 SVPY_FUNCTION(svpy_scratch_live);
