@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..choose import ErrorTable, ladder
+from ..choose import ErrorTable, gradient_power, ladder
 from ..models import observe
 from ..pattern import Geometry
 from ..plan import SparsePlan
@@ -27,6 +27,7 @@ BINS = (0.0, 0.3, 0.6, 1.0)  # edges of noise level
 WARM_UP = 0.2  # share of the steps that stay dense, rounded down
 ROWS = 64  # query rows per head and call
 LISTENED = 12  # steps that are measured, at most
+PROBES = 1  # random directions of the output, per noise bin
 DENSITIES = (0.06, 0.1, 0.14, 0.2, 0.28, 0.4)  # of the ladder
 
 
@@ -108,7 +109,8 @@ def calibrate(
             generate(pipe, PROMPT, SEED, steps, on_step)
     finally:
         hook.remove()
-    found.weights = np.stack([sensitivity(pipe, states[step]) for step in chosen])
+    power = np.stack([_output_power(pipe, states[step]) for step in chosen])
+    found.weights = table.absolute_weights(power)
     return found
 
 
@@ -123,36 +125,13 @@ def _one_per_bin(edges: tuple[float, ...], levels: tuple[float, ...], heard: tup
     return found
 
 
-def sensitivity(pipe: Any, arguments: Mapping[str, Any]) -> np.ndarray:
-    """Returns how much a relative error of each head moves the model's output, [layers, heads], mean 1.
-
-    For a random probe of the output and g its gradient at a head's output o, an error of relative size e moves the
-    output by about e^2 sum_i |g_i|^2 |o_i|^2 over the tokens i.
-
-    Args:
-        pipe: From `pipeline.load`, without a plan.
-        arguments: What the transformer was called with.
-    """
-    outputs: dict[int, torch.Tensor] = {}
-
-    def recorder(_step: int, _noise: float, layer: int, *tensors: Any) -> torch.Tensor:
-        out: torch.Tensor = tensors[-1]()
-        out.retain_grad()
-        outputs[layer] = out
-        return out
-
-    latents = arguments["hidden_states"].detach().clone().requires_grad_()
-    with torch.enable_grad(), observe(pipe, recorder):
-        out = pipe.transformer(**{**arguments, "hidden_states": latents, "return_dict": False})[0]
-        probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(SEED))
-        (out * probe).sum().backward()
-    found = []
-    for layer in sorted(outputs):
-        out, slope = outputs[layer].detach(), outputs[layer].grad
-        assert slope is not None
-        found.append((slope.square().sum(-1) * out.square().sum(-1)).sum((0, 2)).numpy())
-    weights = np.array(found, np.float64)
-    return np.asarray(weights / max(weights.mean(), np.finfo(np.float64).tiny))
+def _output_power(pipe: Any, arguments: Mapping[str, Any]) -> np.ndarray:
+    """Returns the mean square of the output's gradient at each head's output, [layers, heads]."""
+    transformer = pipe.transformer
+    projections = [block.attn1.to_out[0] for block in transformer.transformer_blocks]
+    again = {**arguments, "return_dict": False}
+    heads = transformer.config.num_attention_heads
+    return gradient_power(projections, heads, lambda: transformer(**again)[0], probes=PROBES, seed=SEED)
 
 
 def bin_edges(levels: tuple[float, ...], heard: tuple[int, ...]) -> tuple[float, ...]:
