@@ -7,6 +7,7 @@ Nothing is written before everything is measured, and every file is whole or not
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -223,19 +225,18 @@ def _losses(
 
 def kernel_ratios(plan: SparsePlan, calibration: Calibration, repeats: int = 2) -> list[float]:
     """Measures sparse over dense seconds of all layers' attention, by noise bin, on the kept tensors."""
-    found = []
-    for number in range(len(plan.bins) - 1):
-        seconds = np.full((2, len(calibration.kept)), np.inf)
-        for _ in range(repeats):
-            for layer, (q, k, v) in calibration.kept.items():
+    bins = len(plan.bins) - 1
+    seconds = np.full((1 + bins, len(calibration.kept)), np.inf)  # the dense kernel first
+    for _ in range(repeats):
+        for layer, (q, k, v) in calibration.kept.items():
+            sheets = [plan.layer(number, layer) for number in range(bins)]
+            dense = partial(F.scaled_dot_product_attention, q, k, v)
+            ways = [dense, *(partial(attention, q, k, v, layer=sheet) for sheet in sheets)]
+            for way, call in enumerate(ways):
                 start = time.perf_counter()
-                F.scaled_dot_product_attention(q, k, v)
-                middle = time.perf_counter()
-                attention(q, k, v, layer=plan.layer(number, layer))
-                times = (middle - start, time.perf_counter() - middle)
-                seconds[:, layer] = np.minimum(seconds[:, layer], times)
-        found.append(float(seconds[1].sum() / seconds[0].sum()))
-    return found
+                call()
+                seconds[way, layer] = min(seconds[way, layer], time.perf_counter() - start)
+    return [float(ratio) for ratio in seconds[1:].sum(1) / seconds[0].sum()]
 
 
 def _facts(pipe: Any, settings: Settings, took: float) -> dict[str, Any]:
@@ -253,7 +254,7 @@ def _facts(pipe: Any, settings: Settings, took: float) -> dict[str, Any]:
         "held-out clips": settings.clips,
         "parameters": sum(p.numel() for p in pipe.transformer.parameters()),
         "tokens": geometry(pipe, settings.block).tokens,
-        "model": settings.model.name,
+        "weights": hashlib.sha256((settings.model / "weights.safetensors").read_bytes()).hexdigest(),
         "seconds in all": round(took, 1),
     }
 
@@ -286,7 +287,7 @@ def _write(results: Results, out: Path) -> dict[str, Any]:
             video.write(out / "videos" / f"{seed}-{name}.mp4", way.runs[number].video)
         pair = video.side_by_side([dense, sparse, video.difference(dense, sparse, story.GAIN)])
         video.write(out / "videos" / f"{seed}-compare.gif", pair)
-    for section, name in zip(built.sections, ("controls", "time", "plan", "attention"), strict=True):
+    for section, name in zip(built.sections, story.SECTIONS, strict=True):
         if section.figure is not None:
             section.figure.save(out / "figures" / f"{name}.png")
     results.plan.save_pretrained(out)

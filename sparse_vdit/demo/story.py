@@ -43,7 +43,7 @@ def build_page(results: Results) -> page.Page:
         frames=len(results.ways["dense"].runs[0].video),
         fps=video.FPS,
         clips=[_clip(results, number) for number in range(len(results.seeds))],
-        sections=[_controls(results, found), _time(results, found), _plan(results, found), _maps(results)],
+        sections=[section(results, found) for section in SECTIONS.values()],
         notes=results.notes,
         facts=[(name, str(value)) for name, value in results.facts.items()],
         footer=f"plan {results.plan.hash}",
@@ -130,6 +130,16 @@ def _time(results: Results, found: dict[str, Any]) -> page.Section:
     )
 
 
+def _steps(results: Results, found: dict[str, Any]) -> page.Section:
+    dense, sparse = results.ways["dense"], results.ways["sparse"]
+    warm_up = found["dense_warm_up_steps"]
+    caption = f"Seconds of the transformer in every step, mean of {len(results.seeds)} videos."
+    if warm_up:
+        caption += f" The first {warm_up} steps are dense in both."
+    lines = figures.step_lines(dense.runs[0].noise, dense.seconds_by_step, sparse.seconds_by_step)
+    return page.Section(title="Step by step", figure=lines, caption=caption)
+
+
 def _plan(results: Results, found: dict[str, Any]) -> page.Section:
     plan = results.plan
     bins = [b for b in reversed(range(len(plan.bins) - 1)) if plan.bins[b] < plan.dense_above]
@@ -148,7 +158,7 @@ def _plan(results: Results, found: dict[str, Any]) -> page.Section:
     )
 
 
-def _maps(results: Results) -> page.Section:
+def _maps(results: Results, _: dict[str, Any]) -> page.Section:
     plan, number = results.plan, results.plan.bin_of(results.calibration.kept_noise)
     heads = [head_map(results, number or 0, layer, head) for layer, head in example_heads(plan, number or 0)]
     return page.Section(
@@ -160,6 +170,9 @@ def _maps(results: Results) -> page.Section:
             "tokens, and the computed blocks are outlined."
         ),
     )
+
+
+SECTIONS = {"controls": _controls, "time": _time, "steps": _steps, "plan": _plan, "attention": _maps}
 
 
 def example_heads(plan: SparsePlan, number: int) -> list[tuple[int, int]]:

@@ -76,7 +76,7 @@ def test_files_are_all_there_and_nothing_else(finished: Path) -> None:
     ways = ("dense", "sparse", "random", "uniform", "permuted")
     videos = {f"videos/{seed}-{way}.mp4" for seed in (100, 101) for way in ways}
     videos |= {f"videos/{seed}-compare.gif" for seed in (100, 101)}
-    figures = {f"figures/{name}.png" for name in ("controls", "time", "plan", "attention")}
+    figures = {f"figures/{name}.png" for name in ("controls", "time", "steps", "plan", "attention")}
     assert names == videos | figures | {"plan.json", "report.html", "report.json"}
 
 
