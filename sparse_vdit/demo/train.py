@@ -282,10 +282,11 @@ class Batches:
         library: Films and photos.
         seed: Seed of the run.
         drawn: Share of drawn scenes.
+        tilt: 1 spreads the timesteps evenly, more prefers the noisy ones.
     """
 
-    def __init__(self, library: clips.Library, seed: int, drawn: float) -> None:
-        self.library, self.seed, self.drawn = library, seed, drawn
+    def __init__(self, library: clips.Library, seed: int, drawn: float, tilt: float) -> None:
+        self.library, self.seed, self.drawn, self.tilt = library, seed, drawn, tilt
 
     def clip(self, index: int, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns clip `index` [16, 3, H, W] for a grid, and its prompt [8, 64]."""
@@ -310,7 +311,8 @@ class Batches:
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + first)
         noise = torch.randn(clean.shape, generator=random)
         spread = (torch.randperm(count, generator=random) + torch.rand(count, generator=random)) / count
-        return clean, words, noise, (spread * TIMESTEPS).long().clamp_max(TIMESTEPS - 1)
+        steps = (1 - spread**self.tilt) * TIMESTEPS  # more of the noisy steps, where only the prompt helps
+        return clean, words, noise, steps.long().clamp_max(TIMESTEPS - 1)
 
 
 @contextlib.contextmanager
@@ -553,6 +555,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--adam-rate", type=float, default=1e-3)
     parser.add_argument("--average", type=float, default=0.99, help="decay of the averaged weights")
     parser.add_argument("--drawn", type=float, default=0.5, help="share of drawn scenes")
+    parser.add_argument("--tilt", type=float, default=2.0, help="1: timesteps spread evenly; more: noisier")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints")
@@ -581,7 +584,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not library.films:
         print("train.py: no films found; training on drawn scenes and still textures", file=sys.stderr)
     clips.write_manifest(library, options.out / "clips.json")
-    trainer = Trainer(options, Batches(library, options.seed, options.drawn))
+    trainer = Trainer(options, Batches(library, options.seed, options.drawn, options.tilt))
     if trainer.load():
         print(f"train.py: goes on at step {trainer.counters['step']}", file=sys.stderr)
     train(trainer)
