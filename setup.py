@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 C_SOURCES = [
     "csrc/attention/attention.c",
@@ -168,9 +169,16 @@ class BuildExt(build_ext):
         if self.force or is_stale(obj):
             obj.parent.mkdir(parents=True, exist_ok=True)
             options = [*flags, "-MMD", "-MF", str(obj.with_suffix(".d"))]
-            self.compiler.compile(
-                [source], folder, ext.define_macros, ext.include_dirs, extra_postargs=options
-            )
+            try:
+                self.compiler.compile(
+                    [source], folder, ext.define_macros, ext.include_dirs, extra_postargs=options
+                )
+            except CompileError:
+                if suffix == ".cpp":
+                    stop(
+                        f"{source} does not compile, expected a C++20 compiler; SPARSE_VDIT_TORCH=0 builds without it"
+                    )
+                raise
         return str(obj)
 
 
