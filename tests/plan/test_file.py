@@ -307,7 +307,7 @@ def test_a_hub_repository_is_asked_for_the_file(tmp_path, monkeypatch):
 
 def test_provenance_takes_plain_values_only():
     part = make_plan().for_transformer()
-    for bad in ({1: 2}, {"a": object()}, {"a": float("nan")}, {"a": {2: 3}}):
+    for bad in ({1: 2}, {"a": object()}, {"a": float("nan")}, {"a": {2: 3}}, {"a": -(10**19)}):
         with pytest.raises(PlanError, match="provenance"):
             SparsePlan(part, bad)
     notes = {"a": [1, (2, 3)], "b": {"c": None}}
