@@ -93,7 +93,7 @@ static void test_random_cases(int n) {
 
 static void test_head_dims(void) {
   for (int64_t d = 8; d <= 256; d += 8)
-    for (int32_t dtype = SV_F32; dtype <= SV_F16; dtype++) {
+    for (int32_t dtype = SV_F32; dtype <= (d % 56 == 8 ? SV_F16 : SV_F32); dtype++) {
       spec s = {.video = 70,
                 .suffix = 7,
                 .block_q = 32,
@@ -122,7 +122,7 @@ static void test_long(void) {
                 .gain = 3.0f};
   run(&dense, "dense, long");
   spec sparse = {.prefix = 5,
-                 .video = 1500,
+                 .video = 900,
                  .block_q = 128,
                  .block_k = 16,
                  .n_samples = 1,
@@ -334,7 +334,7 @@ static void test_hostile_codes(void) {
   attention_case c;
   case_make(&s, &c);
   uint32_t *codes = c.codes.data;
-  for (int round = 0; round < 3000; round++) {
+  for (int round = 0; round < 1000; round++) {
     for (int64_t i = 0; i < c.args.n_codes; i++) {
       uint32_t r = case_random();
       codes[i] = case_below(3) ? SV_CODE_MAKE(r % 11, r >> 8 & 3 ? 0 : 3, r >> 12 & 1, r >> 16 & 1)
@@ -351,7 +351,7 @@ static bool always(void *ctx) {
 }
 
 static void test_interrupt(void) {
-  spec s = {.video = 6000,
+  spec s = {.video = 3000,
             .block_q = 1024,
             .block_k = 128,
             .n_samples = 1,
@@ -384,7 +384,32 @@ static void test_nothing(void) {
   run(&s, "nothing visited");
 }
 
+/* A minute on an emulated processor: every register tile, both strip heights, tails, pseudo keys, each dtype. */
+static int test_level_briefly(void) {
+  static const int64_t head_dims[] = {8, 40, 64};
+  for (int i = 0; i < 3; i++)
+    for (int32_t dtype = SV_F32; dtype <= SV_F16; dtype++) {
+      spec s = {.video = 50,
+                .suffix = 9,
+                .block_q = 48,
+                .block_k = 16,
+                .n_samples = 1,
+                .n_heads = 1,
+                .head_dim = head_dims[i],
+                .dtype = dtype,
+                .density = 60,
+                .with_remainder = true,
+                .with_orders = true,
+                .with_kv_len = true,
+                .gain = 2.0f};
+      run(&s, sv_dtype_name(dtype));
+    }
+  fprintf(stderr, "%s: %s\n", sv_attention_engine(SV_BF16, 64), check_failures ? "failed" : "ok");
+  return check_result();
+}
+
 static int test_level(int n) {
+  if (n == 0) return test_level_briefly();
   test_reference();
   test_nothing();
   test_head_dims();
@@ -417,6 +442,6 @@ static int test_all_levels(int n) {
 }
 
 int main(int argc, char **argv) {
-  int n = argc > 1 ? atoi(argv[1]) : 150;
+  int n = argc > 1 ? atoi(argv[1]) : 30;
   return getenv("SPARSE_VDIT_ISA") ? test_level(n) : test_all_levels(n);
 }
