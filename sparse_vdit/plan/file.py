@@ -182,6 +182,10 @@ def _plain(value: Any, depth: int) -> Any:
         return [_plain(entry, depth - 1) for entry in value]
     if isinstance(value, (np.integer, np.floating)):
         value = value.item()
+    if isinstance(value, int) and abs(value) >= 10 ** (MAX_DIGITS - 1):
+        raise PlanError(
+            f"plan: provenance holds a number of too many digits, expected at most {MAX_DIGITS - 1}"
+        )
     if (
         value is None
         or isinstance(value, (bool, int, str))
