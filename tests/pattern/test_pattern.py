@@ -26,7 +26,7 @@ def check(ints: tuple[int, ...], geometry: Geometry = GEOMETRY) -> None:
     _C.pattern_check(geometry.to_ints(), np.array(ints, np.int64), "plan")
 
 
-@settings(max_examples=800)
+@settings(max_examples=400)
 @given(draws.cases())
 def test_every_pattern_goes_there_and_back(case: tuple[Geometry, Pattern]) -> None:
     geometry, pattern = case
@@ -162,7 +162,7 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(max_examples=2000)
+@settings(max_examples=1000)
 @given(st.data())
 def test_any_integers_give_a_list_or_a_sentence(data: st.DataObject) -> None:
     """Legal patterns with up to three integers changed, cut or added: never a crash, never a silent guess."""

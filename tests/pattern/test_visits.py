@@ -22,7 +22,7 @@ def made(geometry: Geometry, patterns: list[Pattern], remainder: bool) -> tuple[
 PLAIN = Geometry(3, 4, 5, 7, 9, 16, 16)
 
 
-@settings(max_examples=3000)
+@settings(max_examples=2000)
 @given(draws.cases())
 @example((Geometry(1, 1, 1), Pattern.diagonal(half_width=0)))
 @example((Geometry(1, 1, 1, 0, 0, 16, 16), Pattern.vertical_stripe(key_blocks=[])))
@@ -46,7 +46,7 @@ def is_one_run(blocks: list[int]) -> bool:
     return blocks == list(range(blocks[0], blocks[-1] + 1)) if blocks else False
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(draws.cases())
 def test_one_run_needs_no_codes(case: tuple[Geometry, Pattern]) -> None:
     geometry, pattern = case
