@@ -34,7 +34,7 @@ QUICK_BUDGET_S = (
 FULL_BUDGET_S = 60.0
 
 Row = dict[str, Any]
-Clock = Callable[[], float]
+Options = argparse.Namespace
 
 
 def device_name() -> str:
@@ -55,7 +55,7 @@ class Bench:
     """One set of arrays, the variants that run on them, and the rows they give."""
 
     def __init__(
-        self, dtype: str, head_dim: int, geometry: Geometry, heads: int, threads: int, bench: str
+        self, dtype: str, head_dim: int, geometry: Geometry, heads: int, options: Options, bench: str
     ) -> None:
         self.dtype, self.head_dim, self.geometry, self.heads = dtype, head_dim, geometry, heads
         self.q, self.k, self.v = baselines.tensors(dtype, heads, geometry.tokens, head_dim)
@@ -128,7 +128,7 @@ def sparse_names(bench: Bench, families: tuple[str, ...], densities: tuple[float
 
 
 def dense_and_sparse(
-    dtype: str, head_dim: int, options: argparse.Namespace, budget_s: float, flex: bool
+    dtype: str, head_dim: int, options: Options, budget_s: float, flex: bool
 ) -> Iterator[Row]:
     """Dense against torch; sparse against density x our dense, against torch's dense, against FlexAttention."""
     bench = Bench(dtype, head_dim, cases.QUICK, HEADS, options, "attention")
@@ -148,7 +148,7 @@ def dense_and_sparse(
         yield bench.row(rounds, name, f"flex:{name}", label="flex_attention")
 
 
-def break_even(dtype: str, head_dim: int, options: argparse.Namespace, budget_s: float) -> Iterator[Row]:
+def break_even(dtype: str, head_dim: int, options: Options, budget_s: float) -> Iterator[Row]:
     """From which density down ours is faster than torch's dense attention."""
     bench = Bench(dtype, head_dim, cases.QUICK, HEADS, options, "break_even")
     bench.add_torch()
@@ -159,7 +159,7 @@ def break_even(dtype: str, head_dim: int, options: argparse.Namespace, budget_s:
         yield bench.row(rounds, name, "torch_sdpa")
 
 
-def growth(head_dim: int, options: argparse.Namespace, budget_s: float) -> Iterator[Row]:
+def growth(head_dim: int, options: Options, budget_s: float) -> Iterator[Row]:
     """Time over tokens at a fixed band; baseline_ms = the line through the smallest size, so ratio >= 1 is linear."""
     benches, variants = [], {}
     for tokens in cases.GROWTH_TOKENS:
@@ -179,7 +179,7 @@ def growth(head_dim: int, options: argparse.Namespace, budget_s: float) -> Itera
     print(f"growth of a fixed band, 4k to 64k tokens, D = {head_dim}: exponent {np.polyfit(*logs, 1)[0]:.3f}")
 
 
-def visit_lists(options: argparse.Namespace, budget_s: float) -> Iterator[Row]:
+def visit_lists(options: Options, budget_s: float) -> Iterator[Row]:
     """Milliseconds to make the visit lists of 24 patterns at 119,056 tokens, and their size (gflops stay empty)."""
     geometry, patterns = cases.LONG, cases.visit_list_patterns()
     density = float(np.mean([cases.density(geometry, pattern) for pattern in patterns]))
@@ -189,9 +189,8 @@ def visit_lists(options: argparse.Namespace, budget_s: float) -> Iterator[Row]:
     rounds = timing.interleave(
         {"visits": lambda: _C.visits(ints, wires, remainder)}, budget_s, least=10, clock=options.clock
     )
-    print(
-        f"visit lists of {len(patterns)} patterns: {(rows.nbytes + codes.nbytes) / 2**20:.1f} MiB, mean density {density:.3f}"
-    )
+    size = (rows.nbytes + codes.nbytes) / 2**20
+    print(f"visit lists of {len(patterns)} patterns: {size:.1f} MiB, mean density {density:.3f}")
     yield dict.fromkeys(KEYS) | {
         "bench": "visit_lists",
         "device": device_name(),
@@ -208,7 +207,7 @@ def visit_lists(options: argparse.Namespace, budget_s: float) -> Iterator[Row]:
     }
 
 
-def attention_rows(options: argparse.Namespace) -> Iterator[Row]:
+def attention_rows(options: Options) -> Iterator[Row]:
     if options.quick:
         for head_dim in (64, 128):
             yield from dense_and_sparse("float32", head_dim, options, QUICK_BUDGET_S, flex=False)
