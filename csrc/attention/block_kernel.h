@@ -7,7 +7,6 @@
 #include "attention/block_softmax.h"
 #include "base/half.h"
 
-#define STEPS 2   /* components or keys per round (1 to 4 measured) */
 #define AHEAD 256 /* words between a panel's line in use and the one fetched: 16 lines, some 100 cycles */
 
 typedef vec tile[TALL][TILE_VECS];
@@ -30,11 +29,8 @@ INLINE void multiply_step(const int rows, const int panels, const float *SV_REST
 INLINE void multiply_steps(const int rows, const int panels, const float *SV_RESTRICT a, const int64_t ld,
                            const float *SV_RESTRICT b, int64_t step_stride, int64_t panel_stride, int64_t n,
                            tile acc) {
-  int64_t i = 0;
-  for (; i + STEPS <= n; i += STEPS, b += STEPS * step_stride) {
-    EACH(u, STEPS) { multiply_step(rows, panels, a + i + u, ld, b + u * step_stride, panel_stride, acc); }
-  }
-  for (; i < n; i++, b += step_stride) multiply_step(rows, panels, a + i, ld, b, panel_stride, acc);
+  for (int64_t i = 0; i < n; i++, b += step_stride)
+    multiply_step(rows, panels, a + i, ld, b, panel_stride, acc);
 }
 
 /* ---- scores ---- */

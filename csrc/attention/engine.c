@@ -9,9 +9,8 @@
 #include "attention/walk.h"
 
 #define BLOCK_ROWS 256    /* query rows at a time: their queries and sums share the second-level cache */
-#define CHUNK_WORDS 16384 /* keys * D of a chunk: 64 KiB of keys and as much of values (measured) */
+#define CHUNK_WORDS 32768 /* keys * D of a chunk: 128 KiB of keys and as much of values (measured) */
 #define MAX_SEGMENTS (SV_MAX_CHUNK / SV_PANEL + 1)
-#define LINE_WORDS 16 /* 32-bit words of a cache line */
 
 typedef struct chunk {
   sv_segment segments[MAX_SEGMENTS];
@@ -21,7 +20,6 @@ typedef struct chunk {
   int32_t n_pooled_panels;
 } chunk;
 
-/* While one chunk is multiplied the next one is known, and its lines are fetched ahead of their use. */
 typedef struct block {
   const sv_pack *pack;
   const sv_packed_head *head;
@@ -29,8 +27,7 @@ typedef struct block {
   int32_t n_rows, n_tall, n_low;
   bool is_first; /* no chunk has been multiplied yet */
   int32_t max_chunk;
-  chunk chunks[2];
-  chunk *filling, *ready;        /* ready: full, waits for its successor; or NULL */
+  chunk chunk;
   const float *pooled[SV_PANEL]; /* rows of mean_k waiting for a full panel */
   const float *pooled_values[SV_PANEL];
   int32_t n_pooled;
@@ -66,10 +63,8 @@ static size_t place_room(const sv_pack *pack, char *room, block *out) {
   out->row_max = cut(room, &used, rows * f);
   out->row_sum = cut(room, &used, rows * f);
   out->p = cut(room, &used, SV_MAX_STRIP * SV_LD_P * f);
-  for (int i = 0; i < 2; i++) {
-    out->chunks[i].pooled_k = cut(room, &used, out->max_chunk * (pack->head_dim + 1) * f);
-    out->chunks[i].pooled_v = cut(room, &used, out->max_chunk * n_columns * f);
-  }
+  out->chunk.pooled_k = cut(room, &used, out->max_chunk * (pack->head_dim + 1) * f);
+  out->chunk.pooled_v = cut(room, &used, out->max_chunk * n_columns * f);
   out->q_pairs = pack->pairs ? cut(room, &used, rows * SV_LD_Q * 2) : NULL;
   return used;
 }
@@ -115,31 +110,15 @@ static void load_queries(block *b) {
 
 /* ---- chunks ---- */
 
-/* Part `part` of `n_parts` of some words. */
-static void fetch_words(const float *from, int64_t n_words, int64_t part, int64_t n_parts) {
-  int64_t end = n_words * (part + 1) / n_parts;
-  for (int64_t i = n_words * part / n_parts; i < end; i += LINE_WORDS) __builtin_prefetch(from + i, 0, 2);
-}
-
-static void fetch_part(const block *b, const chunk *next, int64_t part, int64_t n_parts) {
-  for (int32_t g = 0; next && g < next->n_segments; g++) {
-    const sv_segment *keys = &next->segments[g];
-    fetch_words(keys->k, (int64_t)keys->n_keys * keys->depth, part, n_parts);
-    for (int32_t p = 0; p < b->pack->n_v_panels && keys->v_key_stride <= SV_PANEL; p++)
-      fetch_words((const float *)keys->v + p * keys->v_panel_stride, keys->n_keys * keys->v_key_stride, part,
-                  n_parts);
-  }
-}
-
-static void multiply_chunk(block *b, const chunk *now, const chunk *next) {
+static void multiply_chunk(block *b) {
   const sv_pack *pack = b->pack;
+  const chunk *now = &b->chunk;
   const sv_block_ops *ops = now->is_pairs ? pack->pairs : pack->ops;
   int64_t n_columns = pack->n_v_panels * SV_PANEL, row = 0;
   int32_t n_strips = b->n_tall + b->n_low;
   sv_strip strip = {.n_v_panels = pack->n_v_panels, .is_first = b->is_first, .p = b->p};
   strip.scale = (float)(pack->args->scale * SV_LOG2_E);
   for (int32_t s = 0; s < n_strips; s++, row += strip.rows) {
-    fetch_part(b, next, s, n_strips);
     strip.rows = ops->heights[s < b->n_tall ? 0 : 1];
     strip.q = now->is_pairs ? (const void *)(b->q_pairs + row * SV_LD_Q) : b->q + row * SV_LD_Q;
     strip.o = b->o + row * n_columns;
@@ -150,20 +129,13 @@ static void multiply_chunk(block *b, const chunk *now, const chunk *next) {
   b->is_first = false;
 }
 
-/* The chunk being filled becomes ready, the one that was ready is multiplied. */
-static sv_status close_chunk(block *b) {
-  if (b->filling->n_segments == 0) return SV_OK;
-  if (sv_parallel_stopped()) return sv_fail(SV_ERR_INTERRUPTED, "attention: interrupted");
-  if (b->ready) multiply_chunk(b, b->ready, b->filling);
-  b->ready = b->filling;
-  b->filling = b->ready == b->chunks ? b->chunks + 1 : b->chunks;
-  b->filling->n_segments = b->filling->n_keys = b->filling->n_pooled_panels = 0;
-  return SV_OK;
-}
+static void empty_chunk(chunk *c) { c->n_segments = c->n_keys = c->n_pooled_panels = 0; }
 
-static sv_status finish_chunks(block *b) {
-  SV_TRY(close_chunk(b));
-  if (b->ready) multiply_chunk(b, b->ready, NULL);
+static sv_status close_chunk(block *b) {
+  if (b->chunk.n_segments == 0) return SV_OK;
+  if (sv_parallel_stopped()) return sv_fail(SV_ERR_INTERRUPTED, "attention: interrupted");
+  multiply_chunk(b);
+  empty_chunk(&b->chunk);
   return SV_OK;
 }
 
@@ -171,15 +143,15 @@ static int32_t padded(int32_t n_keys) { return (n_keys + SV_PANEL - 1) / SV_PANE
 
 /* A chunk never mixes bf16 pairs with float32; room = keys it must still take. */
 static sv_status make_room(block *b, int32_t room, bool is_pairs) {
-  const chunk *c = b->filling;
+  const chunk *c = &b->chunk;
   bool fits = c->n_segments == 0 || (c->is_pairs == is_pairs && c->n_keys + room <= b->max_chunk);
   if (!fits) SV_TRY(close_chunk(b));
-  b->filling->is_pairs = is_pairs;
+  b->chunk.is_pairs = is_pairs;
   return SV_OK;
 }
 
 static void add_segment(block *b, const sv_segment *segment) {
-  chunk *c = b->filling;
+  chunk *c = &b->chunk;
   c->segments[c->n_segments++] = *segment;
   c->n_keys += padded(segment->n_keys);
 }
@@ -188,7 +160,7 @@ static sv_status add_whole_panels(block *b, int64_t first, int64_t end) {
   const sv_packed_head *head = b->head;
   while (first < end) {
     SV_TRY(make_room(b, SV_PANEL, b->pack->pairs != NULL));
-    int64_t left = b->max_chunk - b->filling->n_keys, n = end - first < left ? end - first : left;
+    int64_t left = b->max_chunk - b->chunk.n_keys, n = end - first < left ? end - first : left;
     sv_segment segment = {.k = head->k + first * head->depth,
                           .v = head->v + first * head->v_key_stride,
                           .v_key_stride = head->v_key_stride,
@@ -232,8 +204,8 @@ static sv_status flush_pooled(block *b) {
   float nothing[SV_MAX_HEAD_DIM + 1] = {0};
   nothing[pack->head_dim] = -INFINITY;
   SV_TRY(make_room(b, SV_PANEL, false));
-  float *k = b->filling->pooled_k + b->filling->n_pooled_panels * depth * SV_PANEL;
-  float *v = b->filling->pooled_v + b->filling->n_pooled_panels * n_columns * SV_PANEL;
+  float *k = b->chunk.pooled_k + b->chunk.n_pooled_panels * depth * SV_PANEL;
+  float *v = b->chunk.pooled_v + b->chunk.n_pooled_panels * n_columns * SV_PANEL;
   for (int32_t j = 0; j < b->n_pooled; j++)
     memcpy(v + j * n_columns, b->pooled_values[j], (size_t)n_columns * sizeof(float));
   for (int32_t j = b->n_pooled; j < SV_PANEL; j++) b->pooled[j] = nothing;
@@ -245,7 +217,7 @@ static sv_status flush_pooled(block *b) {
                         .n_keys = b->n_pooled,
                         .depth = (int32_t)depth};
   b->n_pooled = 0;
-  b->filling->n_pooled_panels++;
+  b->chunk.n_pooled_panels++;
   add_segment(b, &segment);
   return SV_OK;
 }
@@ -298,9 +270,7 @@ static sv_status run_rows(block *b, const sv_item *item) {
   sv_step step;
   b->is_first = true;
   b->n_pooled = 0;
-  b->ready = NULL;
-  b->filling = b->chunks;
-  b->filling->n_segments = b->filling->n_keys = b->filling->n_pooled_panels = 0;
+  empty_chunk(&b->chunk);
   plan_strips(b, b->pack->ops->heights);
   load_queries(b);
   SV_TRY(sv_walk_open(b->pack->args, item, &walk));
@@ -310,7 +280,7 @@ static sv_status run_rows(block *b, const sv_item *item) {
     SV_TRY(step.kind == SV_STEP_KEYS ? add_keys(b, &step) : add_pooled(b, &step));
   }
   SV_TRY(flush_pooled(b));
-  SV_TRY(finish_chunks(b));
+  SV_TRY(close_chunk(b));
   if (b->is_first)
     zero_rows(b->pack, b->b, b->h, b->first_place, b->n_rows);
   else
