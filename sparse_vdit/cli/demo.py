@@ -18,7 +18,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=_count, default=3, help="videos, at most (default 3)")
     parser.add_argument("--steps", type=_count, default=12, help="denoising steps (default 12)")
-    parser.add_argument("--density", type=_share, default=0.2, help="mean density of the plan (default 0.2)")
+    parser.add_argument(
+        "--density", type=_share, default=0.25, help="mean density of the plan (default 0.25)"
+    )
     parser.add_argument("--block", type=int, default=64, help="tokens of a block (default 64)")
     parser.add_argument("--clips", type=_count, default=12, help="clips of the held-out loss (default 12)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")

@@ -8,10 +8,12 @@ Nothing is written before everything is measured, and every file is whole or not
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -55,6 +57,13 @@ LOSS_SEED = 9000
 LOWEST_LEVEL = 60  # timestep of the least noisy held-out clip
 SECONDS = 270.0  # all of it should take
 LEAST_SEEDS = 2
+PACKAGES = {
+    "jinja2": "jinja2",
+    "matplotlib": "matplotlib",
+    "av": "av",
+    "PIL": "pillow",
+    "diffusers": "diffusers",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Settings:
     seeds: int = 3
     steps: int = 12
     block: int = 64
-    density: float = 0.2
+    density: float = 0.25
     clips: int = 12
     progress: bool = True
 
@@ -127,8 +136,25 @@ def seed_count(settings: Settings, step_seconds: float) -> tuple[int, str | None
         return count, None
     return count, (
         f"{count} videos instead of {settings.seeds}: a dense step takes {step_seconds:.1f} s here, and the "
-        f" whole comparison should end within about {SECONDS / 60:.1f} minutes."
+        f"whole comparison should end within about {SECONDS / 60:.1f} minutes."
     )
+
+
+def check(settings: Settings) -> None:
+    """Finds out before the work what would stop it at the end.
+
+    Raises:
+        SparseVDiTError: A package is missing.
+        OSError: The folder cannot be written to.
+    """
+    for name, package in PACKAGES.items():
+        if importlib.util.find_spec(name) is None:
+            raise SparseVDiTError(
+                f"demo: {package} is not installed, expected pip install 'sparse-vdit[demo]'"
+            )
+    settings.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=settings.out):
+        pass
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -141,9 +167,11 @@ def run(settings: Settings) -> dict[str, Any]:
         The content of report.json.
 
     Raises:
-        SparseVDiTError: No call reached the sparse kernel.
+        SparseVDiTError: No call reached the sparse kernel, or a package is missing.
+        OSError: The folder cannot be written to.
     """
     begin = time.perf_counter()
+    check(settings)
     pipe = load(settings.model)
     step_seconds, share = attention_share(pipe)
     seeds, fewer = seed_count(settings, step_seconds)
