@@ -404,10 +404,8 @@ class Trainer:
         grid = self.options.schedule.grid(progress)
         count = max(self.options.batch[grid], self.options.threads)
         batch = self._next_batch(count, grid)
-        shards = [
-            tuple(part[i :: self.options.threads].to(self.device) for part in batch)
-            for i in range(self.options.threads)
-        ]
+        pieces = count if self.device.type == "cpu" else 1  # clips one by one: a slow thread holds up nobody
+        shards = [tuple(part[i::pieces].to(self.device) for part in batch) for i in range(pieces)]
         results = list(self.pool.map(lambda shard: self._gradient(shard, grid, count), shards))
         for place, parameter in enumerate(self.parameters):
             parts = [grads[place] for _, grads in results if grads[place] is not None]
