@@ -161,8 +161,8 @@ def _layers(name: str, transformer: Any, session: Session, plan: TransformerPlan
 
 def _notes(name: str, session: Session) -> list[str]:
     notes = [
-        f"{name}: {session.family.name}, cross-attention and text refiners are untouched; "
-        f"{sum(session.forwards)} forwards, {session.forwards[-1]} of them dense warm-up."
+        f"{name}: {session.family.name}; {sum(session.forwards)} forwards, {session.forwards[-1]} of them "
+        f"dense warm-up; left to the host: {session.family.untouched}."
     ]
     full = [site.layer for site in session.sites if all(site.full)]
     if full:
@@ -192,5 +192,6 @@ def _host(processor: Any) -> str:
 def _kinds(heads: tuple[HeadReport, ...]) -> str:
     count: dict[str, int] = {}
     for head in heads:
-        count[head.pattern] = count.get(head.pattern, 0) + 1
+        kind = head.pattern.split("(")[0].split(" + ")[0]
+        count[kind] = count.get(kind, 0) + 1
     return ", ".join(f"{number} {pattern}" for pattern, number in count.items())

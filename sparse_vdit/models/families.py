@@ -51,12 +51,14 @@ class Family:
         processors (Mapping[type, type]): Stock processor class -> ours.
         modules (Callable): Transformer -> its self-attention modules, in layer order.
         layout (Callable): (transformer, forward arguments by name) -> Layout.
+        untouched (str): The model's other attention, which stays as it is.
     """
 
     name: str
     processors: Mapping[type, type]
     modules: Callable[[torch.nn.Module], list[Any]]
     layout: Callable[[Any, Mapping[str, Any]], Layout]
+    untouched: str = "no other attention"
 
 
 def known_transformers() -> list[str]:

@@ -127,4 +127,5 @@ FAMILY = Family(
     processors={HunyuanVideoAttnProcessor2_0: SparseHunyuanVideoAttnProcessor},
     modules=_modules,
     layout=_layout,
+    untouched="the text refiner",
 )

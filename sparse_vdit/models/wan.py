@@ -76,4 +76,5 @@ FAMILY = Family(
     processors={WanAttnProcessor: SparseWanAttnProcessor},
     modules=_modules,
     layout=_layout,
+    untouched="cross-attention, image keys included",
 )

@@ -39,7 +39,7 @@ def test_before_and_after_a_run() -> None:
     assert after.layers[3].heads[0].visited == 1
     assert after.layers[3].heads[1].remainder == 0.5
     assert after.layers[2].heads[1].visited == 0
-    assert any("cross-attention and text refiners are untouched" in note for note in after.notes)
+    assert any("left to the host: the text refiner." in note for note in after.notes)
     assert any("2 forwards, 1 of them dense warm-up" in note for note in after.notes)
     assert any("3x4x4 video + 0 before + 16 after" in note for note in after.notes)
     assert json.loads(json.dumps(after.to_json()))["sparse_calls"] == 4
