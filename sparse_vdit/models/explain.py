@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from ..plan import LayerPlan, ModelIdentity, TransformerPlan
 from .install import session_of, transformers_of
 from .session import Session
@@ -180,6 +182,8 @@ def _head(layer: LayerPlan, head: int) -> HeadReport:
 def _kernel(session: Session, site: Any, module: Any, transformer: Any) -> str:
     if site.engine is not None:
         return str(site.engine)
+    if transformer.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"not known before the first call ({str(transformer.dtype).removeprefix('torch.')} weights)"
     head_dim = ModelIdentity.from_transformer(transformer).head_dim
     return session.engine_name(transformer.dtype, head_dim)
 

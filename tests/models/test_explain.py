@@ -64,6 +64,21 @@ def test_layers_whose_heads_are_all_full() -> None:
     assert "transformer: layers [2] are full in every bin and run on the host's backend." in found.notes
 
 
+def test_weights_in_a_storage_format() -> None:
+    """What q, k and v will be is known from the first call on."""
+    small = tiny.wan()
+    sparse_vdit.apply(small.pipe, mixed_plan(small))
+    small.pipe.transformer.double()
+    kernels = {layer.kernel for layer in sparse_vdit.explain(small.pipe).layers}
+    assert kernels == {"not known before the first call (float64 weights)"}
+    with pytest.raises(TypeError, match="float64, expected float32, float16 or bfloat16"):
+        small.run(**{key: value.double() for key, value in small.inputs.items() if "embeds" in key})
+    small.pipe.transformer.float()
+    small.run()
+    kernels = {layer.kernel for layer in sparse_vdit.explain(small.pipe).layers}
+    assert kernels == {_C.attention_engine("float32", 64)}
+
+
 def test_block_masks_are_named_so() -> None:
     import numpy as np
 
