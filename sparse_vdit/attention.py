@@ -71,8 +71,15 @@ def attention(
     raise TypeError(f"attention: {kinds}, expected three numpy.ndarray or three torch.Tensor")
 
 
-def _default_scale(q: Any, scale: float | None) -> float:
-    return float(scale) if scale is not None else 1.0 / math.sqrt(max(int(q.shape[-1]), 1) if q.ndim else 1)
+def _default_scale(q: Any, scale: Any) -> float:
+    if scale is None:
+        return 1.0 / math.sqrt(max(int(q.shape[-1]), 1) if q.ndim else 1)
+    if not isinstance(scale, (bool, str, bytes)):
+        try:
+            return float(scale)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    raise TypeError(f"attention: scale is {type(scale).__name__}, expected a number")
 
 
 def _attend_numpy(
@@ -98,11 +105,13 @@ def _read_kv_len(kv_len: Any, n_batch: int, layer: LayerPlan) -> np.ndarray[Any,
     """int64 `[B]`, or None; the range is checked here for all doors."""
     if kv_len is None:
         return None
-    values = np.asarray(kv_len)
+    try:
+        values = np.asarray(kv_len)
+        found = str(values.dtype)
+    except ValueError:
+        values, found = np.empty(0, dtype=object), "uneven"
     if values.dtype.kind not in "iu":
-        raise TypeError(
-            f"attention: kv_len is {values.dtype}, expected an int or an integer array of shape [B]"
-        )
+        raise TypeError(f"attention: kv_len is {found}, expected an int or an integer array of shape [B]")
     if values.ndim == 0:
         values = np.broadcast_to(values, (n_batch,))
     if values.shape != (n_batch,):
@@ -111,7 +120,7 @@ def _read_kv_len(kv_len: Any, n_batch: int, layer: LayerPlan) -> np.ndarray[Any,
     for sample, value in enumerate(values.tolist()):
         if not least <= value <= most:
             raise ValueError(f"attention: kv_len[{sample}] is {value}, expected {least}..{most}")
-    return np.ascontiguousarray(values, dtype=np.int64)
+    return np.array(values, dtype=np.int64)  # a copy: whatever came may be unaligned
 
 
 def _attend_torch(
@@ -123,7 +132,7 @@ def _attend_torch(
     if isinstance(kv_len, torch.Tensor):
         kv_len = kv_len.detach().cpu().numpy()
     lengths = _read_kv_len(kv_len, q.shape[0] if q.ndim else 1, layer)
-    packed = ops.PackedLayer.from_arrays(layer.packed(), q.device)
+    packed = layer.on_device(str(q.device), lambda: ops.PackedLayer.from_arrays(layer.packed(), q.device))
     kv_tensor = None if lengths is None else torch.from_numpy(lengths).to(q.device)
     return ops.attention_layer(
         q, k, v, packed, None, _default_scale(q, scale), kv_len=kv_tensor, return_lse=bool(return_lse)

@@ -441,12 +441,30 @@ def test_odd_but_legal_arrays(name: str, rng: np.random.Generator) -> None:
         (196.0, TypeError, "attention: kv_len is float64, expected an int or an integer array.*"),
         (True, TypeError, "attention: kv_len is bool, expected .*"),
         (2**80, TypeError, "attention: kv_len is object, expected .*"),
+        ([[196], [196, 197]], TypeError, "attention: kv_len is uneven, expected .*"),
     ],
 )
 def test_kv_len_is_checked_before_anything_runs(kv_len: Any, kind: type[Exception], sentence: str) -> None:
     q = ones(2, 2, TOKENS, 64)
     with pytest.raises(kind, match=sentence):
         attention(q, q, q, layer=LAYER, kv_len=kv_len)
+
+
+def test_an_unaligned_kv_len_is_copied() -> None:
+    q = ones(2, 2, TOKENS, 64)
+    lengths = np.zeros(17, np.uint8)[1:].view(np.int64)
+    lengths[:] = 197
+    assert not lengths.flags.aligned
+    assert np.array_equal(
+        attention(q, q, q, layer=LAYER, kv_len=lengths), attention(q, q, q, layer=LAYER, kv_len=197)
+    )
+
+
+@pytest.mark.parametrize("scale", ["0.1", True, [0.1, 0.2], None.__class__, 1j])
+def test_a_scale_is_a_number(scale: Any) -> None:
+    q = ones(2, 2, TOKENS, 64)
+    with pytest.raises(TypeError, match=r"attention: scale is \w+, expected a number"):
+        attention(q, q, q, layer=LAYER, scale=scale)
 
 
 def test_bfloat16_is_known_by_name_alone() -> None:

@@ -6,8 +6,9 @@ The visits of the distinct patterns are made once, by one call into C, and share
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,7 @@ class LayerPlan:
     def __init__(self, geometry: Geometry, patterns: Sequence[Pattern]) -> None:
         if not isinstance(geometry, Geometry):
             raise TypeError(f"layer: geometry is {type(geometry).__name__}, expected a Geometry")
-        patterns = tuple(patterns)
+        patterns = _listed("patterns", patterns)
         _check_heads(len(patterns))
         for head, pattern in enumerate(patterns):
             if not isinstance(pattern, Pattern):
@@ -167,6 +168,8 @@ class LayerPlan:
         self._choice = np.array(choice, dtype=np.int32)
         self._remainder = np.array([beta is not None for beta in remainders], dtype=bool)
         self._items: NDArray[np.uint32] | None = None
+        self._packed: PackedArrays | None = None
+        self._on_device: dict[str, Any] = {}
 
     @classmethod
     def from_pool(
@@ -198,6 +201,9 @@ class LayerPlan:
             orders: the order of each head, default frame_major.
             remainders: the bias of each head, default None = plain.
         """
+        if not isinstance(geometry, Geometry):
+            raise TypeError(f"layer: geometry is {type(geometry).__name__}, expected a Geometry")
+        masks = _listed("masks", masks)
         heads = len(masks)
         _check_heads(heads)
         orders = [Order.frame_major()] * heads if orders is None else list(orders)
@@ -209,6 +215,11 @@ class LayerPlan:
         for name, values in (("orders", orders), ("remainders", betas)):
             if len(values) != heads:
                 raise ValueError(f"layer: there are {len(values)} {name}, expected {heads} (= the masks)")
+        for head, order in enumerate(orders):
+            if not isinstance(order, Order):
+                raise TypeError(
+                    f"layer: the order of head {head} is {type(order).__name__}, expected an Order"
+                )
         checked = [_mask(geometry, head, mask) for head, mask in enumerate(masks)]
         pool = VisitPool(geometry, orders, [beta is not None for beta in betas], masks=checked)
         return cls.from_pool(pool, range(heads), betas, ())
@@ -243,17 +254,17 @@ class LayerPlan:
         """int32 [H], which row set each head reads."""
         return self._choice
 
-    @property
+    @cached_property
     def head_table(self) -> NDArray[np.int32]:
         """int32 [H, 2]: row of `tokens` or -1 (the caller's own order), and flags (1 = remainder)."""
         orders = [self._pool.order_rows[number] for number in self._choice]
         flags = np.where(self._remainder, HEAD_REMAINDER, 0)
-        return np.ascontiguousarray(np.stack([orders, flags], axis=1), dtype=np.int32)
+        return _frozen(np.ascontiguousarray(np.stack([orders, flags], axis=1), dtype=np.int32))
 
-    @property
+    @cached_property
     def betas(self) -> NDArray[np.float32]:
         """float32 [H], the bias of each head; 0 where it has no remainder."""
-        return np.array([0.0 if beta is None else beta for beta in self.remainders], dtype=np.float32)
+        return _frozen(np.array([beta or 0.0 for beta in self.remainders], dtype=np.float32))
 
     def items(self) -> NDArray[np.uint32]:
         """uint32 [n, 4], the work items of all heads, longest first; skipped heads have none."""
@@ -286,13 +297,23 @@ class LayerPlan:
         return self._pool.density(int(self._choice[self._head(head)]))
 
     def _head(self, head: int) -> int:
+        if isinstance(head, bool) or not hasattr(head, "__index__"):
+            raise TypeError(f"layer: head is {type(head).__name__}, expected an integer")
         if not -self.heads <= head < self.heads:
             raise IndexError(f"layer: head is {head}, expected 0..{self.heads - 1}")
         return head
 
     def packed(self) -> PackedArrays:
-        """The arrays of the torch operator, with one bin."""
-        return pack([self])
+        """The arrays of the torch operator, with one bin; made once, read-only."""
+        if self._packed is None:
+            self._packed = pack([self])
+        return self._packed
+
+    def on_device(self, device: str, make: Callable[[], Any]) -> Any:
+        """What `make` makes of this layer on a device, made once: a layer never changes."""
+        if device not in self._on_device:
+            self._on_device[device] = make()
+        return self._on_device[device]
 
     def __repr__(self) -> str:
         kinds = "block masks" if self.has_masks else ", ".join(pattern.name for pattern in self.patterns[:4])
@@ -322,11 +343,11 @@ def pack(layers: Sequence[LayerPlan]) -> PackedArrays:
             np.int32
         )
     return PackedArrays(
-        items=items,
-        codes=(codes[0] if len(codes) == 1 else np.concatenate(codes)).view(np.int32),
-        heads=heads,
-        betas=np.stack([layer.betas for layer in layers]),
-        tokens=tokens[0] if len(tokens) == 1 else np.concatenate(tokens),
+        items=_frozen(items),
+        codes=_frozen((codes[0] if len(codes) == 1 else np.concatenate(codes)).view(np.int32)),
+        heads=_frozen(heads),
+        betas=_frozen(np.stack([layer.betas for layer in layers])),
+        tokens=_frozen(tokens[0] if len(tokens) == 1 else np.concatenate(tokens)),
         geometry=layers[0].geometry.to_ints(),
     )
 
@@ -338,6 +359,17 @@ def _shifted(items: NDArray[np.uint32], first_code: int) -> NDArray[np.uint32]:
     moved = items.copy()
     moved[moved[:, 0] >> 24 == 0, 2] += np.uint32(first_code)
     return moved
+
+
+def _listed(name: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, (str, bytes, Pattern)) or not hasattr(values, "__iter__"):
+        raise TypeError(f"layer: {name} is {type(values).__name__}, expected one per head")
+    return tuple(values)
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array
 
 
 def _check_heads(heads: int) -> None:

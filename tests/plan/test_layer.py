@@ -135,6 +135,36 @@ def test_a_mask_of_a_pattern_gives_the_pattern():
             ValueError,
             "remainder is inf",
         ),
+        (
+            lambda: LayerPlan.from_block_masks(GEOMETRY, [np.ones((12, 6), bool)], orders=["tiles"]),
+            TypeError,
+            "layer: the order of head 0 is str, expected an Order",
+        ),
+        (
+            lambda: LayerPlan.from_block_masks((4, 8), [np.ones((12, 6), bool)]),
+            TypeError,
+            "layer: geometry is tuple, expected a Geometry",
+        ),
+        (
+            lambda: LayerPlan.from_block_masks(GEOMETRY, None),
+            TypeError,
+            "layer: masks is NoneType, expected one",
+        ),
+        (
+            lambda: LayerPlan(GEOMETRY, Pattern.full()),
+            TypeError,
+            "layer: patterns is Pattern, expected one per",
+        ),
+        (
+            lambda: LayerPlan(GEOMETRY, PATTERNS).density(1.0),
+            TypeError,
+            "layer: head is float, expected an integer",
+        ),
+        (
+            lambda: LayerPlan(GEOMETRY, PATTERNS).places(True),
+            TypeError,
+            "layer: head is bool, expected an integer",
+        ),
     ],
 )
 def test_refusals_are_sentences(make, error, sentence):
