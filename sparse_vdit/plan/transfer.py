@@ -41,9 +41,7 @@ def transfer_pattern(pattern: Pattern, old: Geometry, new: Geometry) -> Pattern:
 
 
 def scaled_width(half_width: int, old: int, new: int, block: int) -> int:
-    """half_width * new / old, up to a whole block minus one; 0 (the own block alone) stays 0."""
-    if half_width == 0:
-        return 0
+    """half_width * new / old, rounded up to a whole block minus one (so at least block - 1)."""
     exact = -(-half_width * new // old)
     return min(-(-(exact + 1) // block) * block - 1, 2**31 - 1)
 
@@ -92,6 +90,8 @@ def transfer_plan(plan: SparsePlan, geometry: Geometry) -> SparsePlan:
     from sparse_vdit.plan.sparse import SparsePlan
     from sparse_vdit.plan.transformer import TransformerPlan
 
+    if not isinstance(geometry, Geometry):
+        raise TypeError(f"for_geometry: geometry is {type(geometry).__name__}, expected a Geometry")
     old = plan.geometry
     new = replace(geometry, block_q=old.block_q, block_k=old.block_k)
     made = {}
