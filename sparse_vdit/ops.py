@@ -173,6 +173,8 @@ def _attention_fake(
         if tensor.dtype not in DTYPE_NAMES:
             got = _dtype_name(tensor)
             raise TypeError(f"attention: {name} is {got}, expected float32, float16 or bfloat16")
+        if tensor.device != q.device:
+            raise ValueError(f"attention: {name} is on {tensor.device}, expected {q.device} like q")
     return _new_outputs(q, return_lse)
 
 
@@ -268,6 +270,7 @@ def _register() -> tuple[torch.library.Library, str]:
     door = "_torch" if _load_extension() else "python"
     if door == "python":
         library.impl("attention", _attention_python, "CPU")
+    if not _C.build_info()["with_cuda"]:
         library.impl("attention", _attention_cuda, "CUDA")
     library.impl("attention", _attention_grad, "Autograd")
     torch.library.register_fake("sparse_vdit::attention", _attention_fake, lib=library)

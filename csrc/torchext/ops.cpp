@@ -78,24 +78,12 @@ static std::tuple<Tensor, Tensor> attention(const Tensor &q, const Tensor &k, co
   return {out, lse};
 }
 
-/* The slot of the table is filled by a build with CUDA kernels; this version has none. */
-static std::tuple<Tensor, Tensor> attention_cuda(const Tensor &, const Tensor &, const Tensor &,
-                                                 const Tensor &, const Tensor &, const Tensor &,
-                                                 const Tensor &, const Tensor &, const Tensor &,
-                                                 const std::vector<int64_t>, double,
-                                                 const std::optional<Tensor>, bool) {
-  throw std::runtime_error(
-      "attention: q is on cuda, expected cpu: CUDA kernels are not part of this version");
-}
-
 static void add_cpu(StableLibrary &library) { library.impl("attention", TORCH_BOX(&attention)); }
-static void add_cuda(StableLibrary &library) { library.impl("attention", TORCH_BOX(&attention_cuda)); }
 
 void register_kernels(const sv_api *api) {
   table = api;
   constexpr auto kind = StableLibrary::Kind::IMPL;
   static StableTorchLibraryInit on_cpu(kind, add_cpu, "sparse_vdit", "CPU", __FILE__, __LINE__);
-  static StableTorchLibraryInit on_cuda(kind, add_cuda, "sparse_vdit", "CUDA", __FILE__, __LINE__);
 }
 
 } // namespace sv::torchext

@@ -6,7 +6,8 @@
 
 namespace sv::torchext {
 
-/* register_kernels — the bodies of torch.ops.sparse_vdit.*, for CPU and CUDA; schemas are in sparse_vdit/ops.py. */
+/* register_kernels — the bodies of torch.ops.sparse_vdit.* for CPU; schemas, and the refusal that stands at the CUDA
+ * key of a build without CUDA kernels, are in sparse_vdit/ops.py. */
 void register_kernels(const sv_api *api);
 
 } // namespace sv::torchext

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sparse_vdit import Geometry, LayerPlan, Order, Pattern, UnsupportedError, ops  # noqa: E402
+from sparse_vdit import Geometry, LayerPlan, Order, Pattern, UnsupportedError, attention, ops  # noqa: E402
 
 GEOMETRY = Geometry(frames=4, height=6, width=8, prefix=4, suffix=3, block_q=32, block_k=16)
 PATTERNS = [
@@ -146,6 +146,22 @@ def test_cuda_is_refused_in_a_sentence() -> None:
             ops.attention_layer(q, q, q, packed, torch.zeros(1, dtype=torch.int64), 0.25)
 
 
+def test_the_cuda_key_itself_refuses() -> None:
+    """What a call of the operator past `ops.attention_layer` meets."""
+    device = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(UnsupportedError, match="attention: q is on cuda, expected cpu"):
+        torch.ops.sparse_vdit.attention.default.redispatch(device, *arguments())
+
+
+def test_tensors_of_several_devices_are_refused() -> None:
+    """A meta tensor among them reaches the fake, which must not hand out memory that nobody filled."""
+    given = list(arguments())
+    for position, name in enumerate("qkv"):
+        mixed = [tensor.to("meta") if i == position else tensor for i, tensor in enumerate(given[:3])]
+        with pytest.raises(ValueError, match=f"attention: {'k' if name == 'q' else name} is on "):
+            torch.ops.sparse_vdit.attention.default(*mixed, *given[3:])
+
+
 def test_bins_are_picked_by_a_tensor() -> None:
     first, second = LayerPlan(GEOMETRY, PATTERNS), LayerPlan(GEOMETRY, [Pattern.full()] * len(PATTERNS))
     from sparse_vdit.plan import pack
@@ -199,3 +215,21 @@ def test_packed_layer_shares_the_memory_of_the_plan() -> None:
     assert len(arrays.codes) > 10
     assert packed.codes.data_ptr() == arrays.codes.__array_interface__["data"][0]
     assert np.array_equal(packed.items.numpy(), arrays.items)
+
+
+def test_a_layer_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = arguments()[:3]
+    made = []
+    real = ops.PackedLayer.from_arrays.__func__
+    monkeypatch.setattr(
+        ops.PackedLayer, "from_arrays", classmethod(lambda cls, *given: made.append(1) or real(cls, *given))
+    )
+    first, second = (LayerPlan(GEOMETRY, patterns) for patterns in (PATTERNS, PATTERNS[::-1]))
+    outs = [attention(q, k, v, layer=layer) for layer in (first, second, first, second)]
+    assert len(made) == 2
+    assert torch.equal(outs[0], outs[2])
+    assert torch.equal(outs[1], outs[3])
+    assert not torch.equal(outs[0], outs[1])
+    assert first.packed() is first.packed()
+    with pytest.raises(ValueError, match="read-only"):
+        first.packed().items[0, 0, 0] = 7
