@@ -6,7 +6,7 @@ Importing this loads NumPy and the C module, nothing heavier; what needs torch o
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import CudaError, SparseVDiTError, UnsupportedError
+from .errors import CudaError, SparseVDiTError, UnsupportedError, absent
 from .info import build_info
 from .pattern import Geometry, Order, Pattern
 from .plan import LayerPlan, SparsePlan
@@ -30,4 +30,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'sparse_vdit' has no attribute {name!r}")
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    try:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "diffusers"):
+            raise
+        return absent(name, error.name)

@@ -221,6 +221,21 @@ def test_the_shop_window() -> None:
         sparse_vdit.nothing  # noqa: B018
 
 
+def test_the_shop_window_is_whole_without_torch() -> None:
+    names = "apply, remove, applied, explain, observe, attention, LayerPlan, SparsePlan"
+    code = f"""if True:
+        import sys
+        sys.modules["torch"] = None
+        from sparse_vdit import {names}
+        try:
+            apply(None, None)
+        except ModuleNotFoundError as error:
+            print(error)
+    """
+    sentence = "apply: torch is not installed, expected it (pip install 'sparse-vdit[diffusers]')"
+    assert run_python(code).stdout.strip() == sentence
+
+
 def test_stub_and_module_have_the_same_names() -> None:
     stub = Path(sparse_vdit.__file__).parent / "_C.pyi"
     public = (ast.FunctionDef, ast.ClassDef)
