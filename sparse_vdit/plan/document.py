@@ -52,7 +52,7 @@ FIELDS = (
     "sha256",
 )
 TRANSFORMER_FIELDS = ("model", "bins", "dense_above", "choice", "betas")
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def document(plan: SparsePlan) -> Json:
@@ -241,7 +241,13 @@ def fetch(path: str | os.PathLike[str], *, subfolder: str | None, **hub: Any) ->
         raise FileNotFoundError(
             f"plan: there is no folder {name!r}, and no huggingface_hub to look for a repository"
         ) from None
-    found: str = hf_hub_download(name, FILE_NAME, subfolder=subfolder, **hub)
+    try:
+        found: str = hf_hub_download(name, FILE_NAME, subfolder=subfolder, **hub)
+    except (OSError, ValueError) as error:  # no such repository or file, no network, an illegal name
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"plan: there is no folder {name!r}, and the hub has no {FILE_NAME} for it: {reason}"
+        ) from error
     return found
 
 

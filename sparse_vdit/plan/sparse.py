@@ -74,6 +74,8 @@ class SparsePlan:
             dense_above: steps with a higher noise level are dense.
             provenance: more to note down.
         """
+        if not isinstance(pattern, Pattern):
+            raise TypeError(f"plan: pattern is {type(pattern).__name__}, expected a Pattern")
         model = identity(transformer)
         shape = (1, model.layers, model.heads)
         betas = np.full(shape, np.nan if pattern.remainder is None else pattern.remainder)

@@ -53,6 +53,8 @@ class TransformerPlan:
         dense_above: float = 1.0,
         pool: VisitPool | None = None,
     ) -> None:
+        if not isinstance(geometry, Geometry):
+            raise TypeError(f"plan: geometry is {type(geometry).__name__}, expected a Geometry")
         self.model = model
         self.geometry = geometry
         self.patterns = _checked_patterns(patterns)

@@ -305,6 +305,22 @@ def test_a_hub_repository_is_asked_for_the_file(tmp_path, monkeypatch):
     assert asked[0][1]["local_files_only"] is True
 
 
+def test_what_the_hub_lacks_is_a_sentence(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def refuse(*args, **kwargs):
+        raise hub.errors.LocalEntryNotFoundError("no such file in the cache.\nSecond line.")
+
+    monkeypatch.setattr(hub, "hf_hub_download", refuse)
+    with pytest.raises(FileNotFoundError) as caught:
+        SparsePlan.from_pretrained("someone/plans")
+    assert str(caught.value) == (
+        "plan: there is no folder 'someone/plans', and the hub has no plan.json for it: no such file in the cache."
+    )
+    with pytest.raises(FileNotFoundError, match="there is no 'my_plan', expected a folder, a file or a hub"):
+        SparsePlan.from_pretrained("my_plan")  # a folder's name with a slip: nobody is asked
+
+
 def test_provenance_takes_plain_values_only():
     part = make_plan().for_transformer()
     for bad in ({1: 2}, {"a": object()}, {"a": float("nan")}, {"a": {2: 3}}, {"a": -(10**19)}):

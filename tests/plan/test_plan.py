@@ -140,6 +140,13 @@ def test_refusals_are_sentences(arguments, sentence):
         TransformerPlan(MODEL, GEOMETRY, **whole)
 
 
+def test_uniform_refuses_what_is_no_pattern_or_geometry():
+    with pytest.raises(TypeError, match="plan: pattern is str, expected a Pattern"):
+        SparsePlan.uniform(MODEL, GEOMETRY, "full")
+    with pytest.raises(TypeError, match="plan: geometry is tuple, expected a Geometry"):
+        SparsePlan.uniform(MODEL, (4, 8, 8), Pattern.full())
+
+
 def transformer(name, **config):
     return type(name, (), {})(), types.SimpleNamespace(**config)
 
