@@ -215,9 +215,14 @@ class Pattern:
         return cls("diagonal", half_width=half_width, sink_frames=sink_frames, remainder=remainder)
 
     @classmethod
-    def multi_diagonal(cls, *, half_width: int, remainder: float | None = None) -> Pattern:
-        """Video keys at most `half_width` tokens away in token_major order: 2F - 1 diagonals."""
-        return cls("multi_diagonal", TOKEN_MAJOR, half_width=half_width, remainder=remainder)
+    def multi_diagonal(
+        cls, *, half_width: int, sink_frames: int = 0, remainder: float | None = None
+    ) -> Pattern:
+        """Video keys at most `half_width` tokens away in token_major order: 2F - 1 diagonals.
+
+        `sink_frames` other than 0 is refused: in token_major order a frame lies in every key block.
+        """
+        return cls("multi_diagonal", TOKEN_MAJOR, sink_frames, remainder, half_width=half_width)
 
     @classmethod
     def vertical_stripe(

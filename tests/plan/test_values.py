@@ -212,6 +212,11 @@ BAD = [
         ValueError,
         "part 1 is in token_major order, expected frame_major like part 0",
     ),
+    (
+        lambda: Pattern.multi_diagonal(half_width=1, sink_frames=1),
+        ValueError,
+        "multi_diagonal: sink_frames is 1 in token_major order, expected 0: a frame lies in every key block there",
+    ),
     (lambda: Pattern.full().with_remainder(0.0), ValueError, "full: it has sink_frames or a remainder"),
     (lambda: Pattern.skip().with_remainder(0.0), ValueError, "skip: it has sink_frames or a remainder"),
 ]
