@@ -46,12 +46,13 @@ def run(args: argparse.Namespace) -> int:
 
 def examine() -> dict[str, Any]:
     """Everything the doctor knows, as plain data."""
+    from .. import build_info
+
+    build_info()  # a wrong SPARSE_VDIT_ISA ends here, before anything else stumbles over it
     packages = {name: _installed(name) for name in PACKAGES}
     torch = _load("torch") if packages["torch"] else None
     if torch is not None:
         _load("sparse_vdit.ops")
-    from .. import build_info
-
     info = build_info()
     gpus = _gpus(torch)
     findings = {
