@@ -45,17 +45,18 @@ def held_out(index: int, size: int = 64, frames: int = FRAMES) -> tuple[np.ndarr
 
 def random_prompt(rng: np.random.Generator) -> Prompt:
     """Draws a prompt: one to three bodies, a ground, a camera."""
-    count = int(rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15]))
+    count = int(rng.choice([1, 2, 3], p=[0.7, 0.22, 0.08]))
     colours = rng.permutation(list(COLOURS))[:count]
     bodies = []
     for colour in colours:
         direction = str(rng.choice(list(DIRECTIONS), p=[0.12, 0.22, 0.22, 0.22, 0.22]))
         speed = str(rng.choice(SPEEDS)) if direction != "still" else "slow"
         bodies.append(Body(str(colour), str(rng.choice(SHAPES)), direction, speed))
-    camera = str(rng.choice(CAMERAS, p=[0.6, 0.08, 0.08, 0, 0, 0.12, 0.12, 0]))
-    kinds = GROUNDS[2:] if camera.startswith("pan") else GROUNDS
-    marks = ("flicker",) if rng.random() < 0.15 else ()
-    return Prompt(tuple(bodies), str(rng.choice(kinds)), str(rng.choice(list(TONES))), camera, "drawn", marks)
+    camera = str(rng.choice(CAMERAS, p=[0.76, 0.06, 0.06, 0, 0, 0.06, 0.06, 0]))
+    shares = [0, 0, 0.5, 0.5] if camera.startswith("pan") else [0.45, 0.25, 0.15, 0.15]
+    ground = str(rng.choice(GROUNDS, p=shares))
+    marks = ("flicker",) if rng.random() < 0.08 else ()
+    return Prompt(tuple(bodies), ground, str(rng.choice(list(TONES))), camera, "drawn", marks)
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
