@@ -10,6 +10,7 @@ through the layers.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,9 @@ class ErrorTable:
     ) -> None:
         if not 1 <= len(candidates) <= MAX_PATTERNS:
             raise PlanError(f"choose: there are {len(candidates)} candidates, expected 1..{MAX_PATTERNS}")
+        for number, pattern in enumerate(candidates):
+            if not isinstance(pattern, Pattern):
+                raise TypeError(f"choose: candidate {number} is {type(pattern).__name__}, expected a Pattern")
         if any(pattern.remainder is not None for pattern in candidates):
             raise PlanError("choose: a candidate has a remainder, expected plain ones: the bias is fitted")
         self.model = identity(transformer)
@@ -77,6 +81,10 @@ class ErrorTable:
             layer: number of the layer.
             q, k, v: after normalisation and rotary embedding.
             scale: factor of the logits, default 1 / sqrt(D).
+
+        Raises:
+            ValueError: another shape, layer or noise level; NaN or infinity among the numbers. Nothing of a
+                refused sample is counted.
         """
         q, k, v = float32(q), float32(k), float32(v)
         expected = (self.model.heads, self.geometry.tokens, self.model.head_dim)
@@ -88,7 +96,9 @@ class ErrorTable:
         bin_ = self._bin(noise_level)
         if self._errors is None:
             self._errors = np.zeros((*self.energy.shape, len(self.candidates), 1 + len(BETAS)))
-        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        if not math.isfinite(factor):
+            raise ValueError(f"choose: scale is {factor}, expected a finite number")
         for sample in range(len(q)):
             rows = self._measure.sample(self.rows, (self.seed, bin_, layer, int(self.calls[bin_, layer])))
 
@@ -96,10 +106,16 @@ class ErrorTable:
                 return self._measure.measure(q[sample, head], k[sample, head], v[sample, head], rows, factor)
 
             with ThreadPoolExecutor(min(expected[0], len(os.sched_getaffinity(0)))) as pool:
-                for head, found in enumerate(pool.map(measured, range(expected[0]))):
-                    self._errors[bin_, layer, head] += found[0]
-                    self.energy[bin_, layer, head] += found[1]
-                    self._mass[bin_, layer, head] += found[2]
+                found = list(pool.map(measured, range(expected[0])))
+            for head, (_, energy, mass) in enumerate(found):
+                if not (math.isfinite(energy) and np.isfinite(mass).all()):
+                    raise ValueError(
+                        f"choose: attention of layer {layer}, head {head} is not finite, expected finite q, k, v"
+                    )
+            for head, (errors, energy, mass) in enumerate(found):
+                self._errors[bin_, layer, head] += errors
+                self.energy[bin_, layer, head] += energy
+                self._mass[bin_, layer, head] += mass
             self.calls[bin_, layer] += 1
         self.levels.add(round(float(noise_level), 6))
 
@@ -181,6 +197,8 @@ class ErrorTable:
         Raises:
             PlanError: no candidate is sparse enough, or a bin was never measured.
         """
+        _check_number("max_density", max_density)
+        _check_number("mean_density", mean_density)
         relative, beta = self.errors(remainder)
         allowed = self._allowed(max_density, kinds)
         cost = relative[..., allowed] * self._weights(weights)[..., None]
@@ -206,6 +224,7 @@ class ErrorTable:
         provenance: Mapping[str, Any] | None = None,
     ) -> SparsePlan:
         """The best plan of one pattern at (up to 5 % above) a density; biases are fitted per head."""
+        _check_number("density", density)
         relative, beta = self.errors(remainder)
         allowed = self._allowed(density * SLACK, kinds)
         allowed = allowed[[self.candidates[n].kind != "skip" for n in allowed]]
@@ -292,6 +311,15 @@ class ErrorTable:
             "density": round(made.density(), 6),
         }
         return SparsePlan(made, about | dict(note))
+
+
+def _check_number(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"choose: {name} is {type(value).__name__}, expected a number")
+    if not math.isfinite(value):
+        raise PlanError(f"choose: {name} is {value}, expected a finite number")
 
 
 def _budget(cost: NDArray[np.float64], density: NDArray[np.float64], budget: float) -> NDArray[np.int64]:

@@ -320,6 +320,16 @@ def test_choose_is_the_short_way():
             lambda t: t.add(0.5, 0, *tensors(0, heads=3)),
             r"q.shape is \(1, 3, 223, 16\), expected \(batch, \*\(2, 223, 16\)\)",
         ),
+        (lambda t: t.add(0.5, 0, *tensors(0), scale=float("nan")), "choose: scale is nan"),
+        (
+            lambda t: filled().select(mean_density=float("nan")),
+            "choose: mean_density is nan, expected a finite",
+        ),
+        (
+            lambda t: filled().select(max_density=float("nan")),
+            "choose: max_density is nan, expected a finite",
+        ),
+        (lambda t: filled().uniform(float("inf")), "choose: density is inf, expected a finite"),
         (lambda t: t.select(max_density=0.5), "bin 0, layer 0 was never measured"),
         (lambda t: choosing.ErrorTable(MODEL, GEOMETRY, []), "there are 0 candidates"),
         (
@@ -337,6 +347,20 @@ def test_choose_is_the_short_way():
 def test_refusals_are_sentences(act, sentence):
     with pytest.raises(ValueError, match=sentence):
         act(choosing.ErrorTable(MODEL, GEOMETRY, CANDIDATES))
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_a_sample_with_nan_is_refused_and_leaves_no_trace(name):
+    table = filled()
+    before = table.errors()
+    given = dict(zip("qkv", tensors(3), strict=True))
+    given[name][0, 1, 5:] = np.nan
+    with pytest.raises(
+        ValueError, match="choose: attention of layer 1, head 1 is not finite, expected finite"
+    ):
+        table.add(0.5, 1, **given)
+    for got, expected in zip(table.errors(), before, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_the_demo_is_measured_in_seconds():
