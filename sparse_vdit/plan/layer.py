@@ -18,6 +18,7 @@ from sparse_vdit import _C
 from sparse_vdit.pattern import Geometry, Order, Pattern, checked_remainder
 
 MAX_HEADS = 256
+MAX_ROWS = 2**27  # patterns x query blocks of a pool: 2 GiB, what the largest geometry needs for one pattern
 HEAD_REMAINDER = 1  # SV_HEAD_REMAINDER in csrc/attention/attention.h
 NO_ITEM = -1  # a row of `items` that the engines stop at
 
@@ -78,6 +79,12 @@ class VisitPool:
         """Rows uint32 [P, nq, 4] and codes uint32 [n]."""
         if self._visits is None:
             ints = self.geometry.to_ints()
+            rows_asked = len(self.remainder) * self.geometry.query_blocks
+            if rows_asked > MAX_ROWS:
+                raise ValueError(
+                    f"visits: {len(self.remainder)} patterns of {self.geometry.query_blocks} query blocks have "
+                    f"{rows_asked} rows, expected at most {MAX_ROWS}"
+                )
             if self._masks is not None:
                 rows, codes = _C.visits_from_masks(ints, list(self._masks), self.remainder)
             else:

@@ -172,6 +172,15 @@ def test_refusals_are_sentences(make, error, sentence):
         make()
 
 
+def test_visits_are_bounded_before_they_are_made():
+    geometry = Geometry(2**20, 32, 63, block_q=16, block_k=128)
+    layer = LayerPlan(geometry, [Pattern.diagonal(half_width=n) for n in range(2)])
+    with pytest.raises(
+        ValueError, match=r"visits: 2 patterns of 132120576 query blocks have 264241152 rows, exp"
+    ):
+        layer.density()
+
+
 def test_a_head_out_of_range_is_refused():
     with pytest.raises(IndexError, match=r"head is 7, expected 0..6"):
         LayerPlan(GEOMETRY, PATTERNS).density(7)
