@@ -67,5 +67,5 @@ def visit_list_patterns() -> list[Pattern]:
         Pattern.periodic_tiles(tile=(3, 8, 8), time=(k, 0, None), space=(10 * k, 0, None))
         for k in range(1, 5)
     ]
-    unions = [Pattern.union(diagonal[k], stripe[k]) for k in range(2)]
+    unions = [Pattern.union(Pattern.diagonal(half_width=frame * k), stripe[k]) for k in (1, 2)]
     return diagonal + multi + stripe + tiles + unions

@@ -15,7 +15,7 @@ import numpy as np
 
 from sparse_vdit import _C
 
-PEAK_SECONDS = 0.02  # per round: some hundred samples of the multiply-add loop, the best one counts
+PEAK_SECONDS = 0.02  # of the multiply-add loop per round
 
 
 @dataclass

@@ -21,7 +21,8 @@ typedef struct work {
 typedef struct call {
   sv_pack pack;
   int64_t n_samples, n_heads, n_query_blocks, n_items;
-  uint8_t *seen; /* [H, query blocks]: an item names it */
+  uint8_t *seen;   /* [H, query blocks]: an item names it */
+  uint8_t *placed; /* [N] */
   work *works;
   char *rooms;
   size_t room_bytes;
@@ -117,12 +118,6 @@ static sv_status check_heads(const sv_attention_args *a) {
       return sv_fail(SV_ERR_ARG, "attention: betas[%lld] is %g, expected a finite number", (long long)h,
                      (double)a->heads[h].beta);
   }
-  int64_t n_tokens = sv_geometry_tokens(&a->geometry);
-  for (int64_t i = 0; i < a->n_orders * n_tokens; i++)
-    if (a->tokens[i] < 0 || a->tokens[i] >= n_tokens)
-      return sv_fail(SV_ERR_ARG, "attention: tokens[%lld, %lld] is %d, expected 0..%lld",
-                     (long long)(i / n_tokens), (long long)(i % n_tokens), a->tokens[i],
-                     (long long)n_tokens - 1);
   return SV_OK;
 }
 
@@ -144,6 +139,23 @@ sv_status sv_attention_check(const sv_attention_args *a) {
   if (a->n_items < 0 || a->n_codes < 0 || a->n_orders < 0)
     return sv_fail(SV_ERR_ARG, "attention: a count of items, codes or orders is negative");
   return check_kv_len(a);
+}
+
+/* Each order is a permutation: every token has one place. */
+static sv_status check_orders(const call *c) {
+  const sv_attention_args *a = c->pack.args;
+  const int64_t n_tokens = c->pack.n_tokens;
+  for (int64_t o = 0; o < a->n_orders; o++) {
+    memset(c->placed, 0, (size_t)n_tokens);
+    for (int64_t place = 0; place < n_tokens; place++) {
+      int32_t token = a->tokens[o * n_tokens + place];
+      if (token < 0 || token >= n_tokens || c->placed[token])
+        return sv_fail(SV_ERR_ARG, "attention: tokens[%lld, %lld] is %d, expected each of 0..%lld once",
+                       (long long)o, (long long)place, token, (long long)n_tokens - 1);
+      c->placed[token] = 1;
+    }
+  }
+  return SV_OK;
 }
 
 /* Every item and every code, before anything is written; marks what the items name. */
@@ -212,6 +224,7 @@ static size_t place_scratch(call *c, char *room) {
   c->rooms = cut(room, &used, (size_t)c->n_threads * c->room_bytes);
   c->works = (work *)(void *)cut(room, &used, (size_t)(c->n_items * c->n_samples) * sizeof(work));
   c->heads = (sv_packed_head *)(void *)cut(room, &used, (size_t)c->max_pairs * sizeof(sv_packed_head));
+  c->placed = (uint8_t *)cut(room, &used, (size_t)c->pack.n_tokens);
   c->seen = (uint8_t *)cut(room, &used, (size_t)(c->n_heads * c->n_query_blocks));
   return used;
 }
@@ -270,6 +283,7 @@ static sv_status run_group(call *c) {
 
 static sv_status run_call(call *c) {
   int64_t n_pairs = c->n_samples * c->n_heads;
+  SV_TRY(check_orders(c));
   SV_TRY(check_items(c));
   SV_TRY(sv_parallel_for_on(c->n_threads, n_pairs, zero_task, c, c->pack.args->poll));
   for (c->first_pair = 0; c->first_pair < n_pairs; c->first_pair += c->n_pairs) {

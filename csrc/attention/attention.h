@@ -57,7 +57,7 @@ sv_status sv_attention_reference(const sv_tensor *q, const sv_tensor *k, const s
                                  const uint8_t *mask, const int64_t *kv_len, double scale,
                                  const sv_poll *poll, double *out, double *out_lse);
 
-/* sv_fma_peak_gflops — the best rate of independent multiply-adds of the engine of `dtype`, in 1e9 floating-point
+/* sv_fma_peak_gflops — the rate of independent multiply-adds of the engine of `dtype`, in 1e9 floating-point
  * operations per second, summed over the threads of sv_parallel_threads; takes `seconds`. */
 sv_status sv_fma_peak_gflops(int32_t dtype, double seconds, const sv_poll *poll, double *out_gflops);
 
