@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from sparse_vdit.geometry import integer
+from sparse_vdit.geometry import checked_tile, integer, triple
 from sparse_vdit.pattern import Geometry, Order, Pattern
 from sparse_vdit.plan.layer import MAX_HEADS, LayerPlan
 
@@ -32,6 +32,11 @@ def checked_density(who: str, density: float) -> float:
     return float(density)
 
 
+def _check_geometry(who: str, geometry: Geometry) -> None:
+    if not isinstance(geometry, Geometry):
+        raise TypeError(f"{who}: geometry is {type(geometry).__name__}, expected a Geometry")
+
+
 def svg(geometry: Geometry, density: float) -> list[Pattern]:
     """Sparse VideoGen's two heads: a spatial band and the same band in token_major order.
 
@@ -42,6 +47,7 @@ def svg(geometry: Geometry, density: float) -> list[Pattern]:
     Raises:
         ValueError: the other tokens alone use up the density.
     """
+    _check_geometry("svg", geometry)
     tokens = geometry.tokens
     band = checked_density("svg", density) - 2 * (geometry.prefix + geometry.suffix) / tokens
     if band <= 0:
@@ -58,6 +64,7 @@ def paper(geometry: Geometry, density: float) -> list[Pattern]:
 
     The stripe's key blocks are evenly spread, since the paper does not say how it chooses them.
     """
+    _check_geometry("paper", geometry)
     checked_density("paper", density)
     return [
         Pattern.full(),
@@ -77,8 +84,8 @@ def sliding_tiles(geometry: Geometry, tile: Sequence[int], window: Sequence[int]
         window: boxes across (t, h, w), the own one included, as that paper counts: 3 looks at one box on
             each side.
     """
-    if len(window) != 3:
-        raise ValueError(f"sliding_tiles: window has {len(window)} entries, expected three (t, h, w)")
+    _check_geometry("sliding_tiles", geometry)
+    window = triple("sliding_tiles", "window", window, "three counts (t, h, w)")
     time, rows, columns = (
         (integer("sliding_tiles", "an entry of window", n, 1) // 2 + 1, 0, None) for n in window
     )
@@ -92,9 +99,10 @@ def radial(geometry: Geometry, tile: Sequence[int], width: int) -> list[Pattern]
     A union over the distance d of time=(1, d, None), space=(max(1, width >> floor(log2(max(d, 1)))), 0,
     None).
     """
+    _check_geometry("radial", geometry)
     integer("radial", "width", width, 1)
-    order = Order.tiles(*tile)
-    distances = range(-(-geometry.frames // (order.tile or (1, 1, 1))[0]))
+    tile = checked_tile("radial", tile)
+    distances = range(-(-geometry.frames // tile[0]))
     if len(distances) > 64:
         raise ValueError(
             f"radial: there are {len(distances)} frames of boxes, expected at most 64 (longer tiles)"

@@ -75,6 +75,20 @@ def test_svg_refuses_a_density_that_the_other_tokens_use_up():
         svg(Geometry(4, 5, 5, prefix=20), 0.1)
 
 
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: svg((1, 2), 0.2), "svg: geometry is tuple, expected a Geometry"),
+        (lambda: paper(None, 0.2), "paper: geometry is NoneType, expected a Geometry"),
+        (lambda: radial(SMALL, 4, 2), "radial: tile is int, expected three sides"),
+        (lambda: sliding_tiles(SMALL, (2, 2, 2), 3), "sliding_tiles: window is int, expected three counts"),
+    ],
+)
+def test_what_is_no_geometry_tile_or_window_is_named(make, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        make()
+
+
 def test_presets_are_patterns_of_any_geometry():
     for pattern in (*svg(WAN, 0.2), *radial(WAN, (3, 6, 13), 2), *sliding_tiles(WAN, (3, 6, 13), (3, 3, 3))):
         assert 0 < LayerPlan(WAN, [pattern]).density() < 1
