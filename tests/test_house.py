@@ -121,7 +121,9 @@ def test_python_imports_point_downward() -> None:
 def test_importing_the_package_is_light() -> None:
     heavy = ("torch", "diffusers", "matplotlib", "safetensors")
     code = f"import sys, sparse_vdit; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tests")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=ROOT / "tests"
+    )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 

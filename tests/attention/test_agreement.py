@@ -83,7 +83,14 @@ def test_levels_agree(rng: np.random.Generator, tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", q=q, k=k, v=v)
     results = {}
     for level in levels:
-        command = [sys.executable, "-c", SCRIPT, str(tmp_path / "in.npz"), str(tmp_path / f"{level}.npy")]
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            SCRIPT,
+            str(tmp_path / "in.npz"),
+            str(tmp_path / f"{level}.npy"),
+        ]
         done = subprocess.run(
             command,
             env={**os.environ, "SPARSE_VDIT_ISA": level},

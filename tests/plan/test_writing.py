@@ -38,7 +38,7 @@ while True:
 def test_kill_9_leaves_a_whole_file(tmp_path):
     write_atomic(tmp_path, "plan.json", b"a" * 2_000_000)
     for round_ in range(12):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
+        writer = subprocess.Popen([sys.executable, "-P", "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
         assert writer.stdout.readline() == b"ready\n"
         time.sleep(0.003 + 0.004 * round_)
         writer.send_signal(signal.SIGKILL)
@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
             print(type(error).__name__, error.errno)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), os.path.dirname(__file__)],
+        [sys.executable, "-P", "-c", textwrap.dedent(code), str(tmp_path), os.path.dirname(__file__)],
         capture_output=True,
         text=True,
         check=True,
