@@ -181,6 +181,11 @@ def test_source_archive_is_complete(tmp_path: Path) -> None:
         Path("pyproject.toml"),
         Path("sparse_vdit/_C.pyi"),
         Path("sparse_vdit/py.typed"),
+        Path("sparse_vdit/report/templates/page.html"),
+        Path("benchmarks/bench.py"),
+        Path("tests/kit/block_counts.json"),
+        Path("tests/run"),
+        Path(".ci/run"),
     ]
     assert not [str(path) for path in wanted if str(path) not in packed]
     assert not [name for name in packed if name.endswith((".so", ".o", ".pyc"))]
