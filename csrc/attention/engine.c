@@ -237,30 +237,41 @@ static sv_status add_pooled(block *b, const sv_step *step) {
 
 /* ---- results out ---- */
 
-static void store_row(const sv_pack *pack, int64_t b, int64_t h, int64_t place, const float *o, float factor,
-                      float lse) {
+/* Rows of one head of the results. */
+typedef struct results {
+  const sv_pack *pack;
+  const int32_t *tokens;
+  sv_tensor out, lse;
+} results;
+
+static results open_results(const sv_pack *pack, int64_t b, int64_t h) {
   const sv_attention_args *args = pack->args;
-  const int32_t *tokens = sv_pack_tokens(args, h, pack->n_tokens);
-  sv_tensor out = sv_pack_head(&args->out, b, h);
-  pack->ops->from_float(o, pack->head_dim, factor, out.dtype, sv_pack_row(&out, tokens, place));
-  if (!args->lse.data) return;
-  sv_tensor lses = sv_pack_head(&args->lse, b, h);
-  float *to = sv_pack_row(&lses, tokens, place);
-  *to = lse;
+  results to = {.pack = pack, .tokens = sv_pack_tokens(args, h, pack->n_tokens)};
+  to.out = sv_pack_head(&args->out, b, h);
+  if (args->lse.data) to.lse = sv_pack_head(&args->lse, b, h);
+  return to;
+}
+
+static void store_row(const results *to, int64_t place, const float *o, float factor, double lse) {
+  void *row = sv_pack_row(&to->out, to->tokens, place);
+  to->pack->ops->from_float(o, to->pack->head_dim, factor, to->out.dtype, row);
+  if (to->lse.data) *(float *)sv_pack_row(&to->lse, to->tokens, place) = (float)lse;
 }
 
 static void store_block(const block *b) {
   int64_t n_columns = b->pack->n_v_panels * SV_PANEL;
+  const results to = open_results(b->pack, b->b, b->h);
   for (int32_t r = 0; r < b->n_rows; r++) {
-    double lse = ((double)b->row_max[r] + log2((double)b->row_sum[r])) * SV_LN_2;
-    store_row(b->pack, b->b, b->h, b->first_place + r, b->o + r * n_columns, 1.0f / b->row_sum[r],
-              (float)lse);
+    float sum = b->row_sum[r];
+    double lse = to.lse.data ? ((double)b->row_max[r] + log2((double)sum)) * SV_LN_2 : 0.0;
+    store_row(&to, b->first_place + r, b->o + r * n_columns, 1.0f / sum, lse);
   }
 }
 
 static void zero_rows(const sv_pack *pack, int64_t b, int64_t h, int64_t place, int64_t n_rows) {
   static const float zeros[SV_MAX_HEAD_DIM];
-  for (int64_t r = 0; r < n_rows; r++) store_row(pack, b, h, place + r, zeros, 1.0f, -INFINITY);
+  const results to = open_results(pack, b, h);
+  for (int64_t r = 0; r < n_rows; r++) store_row(&to, place + r, zeros, 1.0f, -(double)INFINITY);
 }
 
 /* ---- the door ---- */

@@ -95,14 +95,16 @@ static void convert_rows(const sv_pack *pack, rows_of_panel *rows, float_rows *o
 /* Values of whole panels: row j of the head goes, 16 columns at a time, into each of its panels. */
 static void place_values(const sv_pack *pack, const rows_of_panel *rows, int64_t place,
                          sv_packed_head *head) {
+  const int64_t n_whole = pack->head_dim / SV_PANEL;
+  const size_t n_rest = (size_t)(pack->head_dim % SV_PANEL);
   for (int32_t j = 0; j < rows->n; j++) {
     const float *from = rows->v_float[j];
     float *to = head->v + (place + j) * SV_PANEL;
-    for (int64_t d = 0; d < pack->head_dim; d += SV_PANEL, to += head->v_panel_stride) {
-      size_t n = pack->head_dim - d < SV_PANEL ? (size_t)(pack->head_dim - d) : SV_PANEL;
-      memcpy(to, from + d, n * sizeof(float));
-      if (n < SV_PANEL) memset(to + n, 0, (SV_PANEL - n) * sizeof(float));
-    }
+    for (int64_t p = 0; p < n_whole; p++, from += SV_PANEL, to += head->v_panel_stride)
+      memcpy(to, from, SV_PANEL * sizeof(float));
+    if (n_rest == 0) continue;
+    memset(to, 0, SV_PANEL * sizeof(float));
+    memcpy(to, from, n_rest * sizeof(float));
   }
 }
 

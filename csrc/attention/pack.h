@@ -31,14 +31,15 @@ typedef struct sv_pack {
   int32_t n_v_panels;
 } sv_pack;
 
+SV_INLINE int64_t sv_pack_element_bytes(const sv_tensor *x) { return x->dtype == SV_F32 ? 4 : 2; }
 SV_INLINE sv_tensor sv_pack_head(const sv_tensor *x, int64_t b, int64_t h) {
   sv_tensor head = *x;
-  head.data = (char *)x->data + (b * x->stride[0] + h * x->stride[1]) * sv_dtype_bytes(x->dtype);
+  head.data = (char *)x->data + (b * x->stride[0] + h * x->stride[1]) * sv_pack_element_bytes(x);
   return head;
 }
 SV_INLINE void *sv_pack_row(const sv_tensor *head, const int32_t *tokens, int64_t place) {
   int64_t i = tokens ? tokens[place] : place;
-  return (char *)head->data + i * head->stride[2] * sv_dtype_bytes(head->dtype);
+  return (char *)head->data + i * head->stride[2] * sv_pack_element_bytes(head);
 }
 SV_INLINE const int32_t *sv_pack_tokens(const sv_attention_args *args, int64_t h, int64_t n_tokens) {
   int32_t order = args->heads[h].order;
