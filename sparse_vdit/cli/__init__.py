@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_debug(parser: argparse.ArgumentParser, default: bool | str) -> None:
-    parser.add_argument(
-        "--debug", action="store_true", default=default, help="show an error's traceback"
-    )
+    parser.add_argument("--debug", action="store_true", default=default, help="show an error's traceback")
 
 
 def _sentence(error: Exception) -> str:

@@ -121,9 +121,7 @@ def _missing(info: dict[str, Any], packages: dict[str, str | None], gpus: list[d
         elif lowest is not None and _numbers(version) < _numbers(lowest):
             missing.append(f"{name} is {version}, expected at least {lowest}: needed for {purpose}.")
     if info["isa"] != info["isa_best"]:
-        missing.append(
-            f"SPARSE_VDIT_ISA={info['isa_env']} lowers the kernels; else {info['isa_best']}."
-        )
+        missing.append(f"SPARSE_VDIT_ISA={info['isa_env']} lowers the kernels; else {info['isa_best']}.")
     if info["isa_best"] in ("portable", "avx2"):
         missing.append(f"the CPU goes up to {info['isa_best']}: AVX-512 kernels are twice as wide.")
     if packages["torch"] and not info.get("torch_extension"):
