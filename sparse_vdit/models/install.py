@@ -69,31 +69,55 @@ def apply(pipe_or_transformer: Any, plan: Any) -> None:
     """
     transformers = transformers_of("apply", pipe_or_transformer)
     plan = _checked_plan(plan)
-    wanted = {}
-    for name, transformer in transformers.items():
-        family = family_of("apply", transformer)
-        refuse_parallel("apply", transformer)
-        part = _part(plan, name, pipe_or_transformer)
-        part.check_model(ModelIdentity.from_transformer(transformer))
-        wanted[name] = (family, part)
     clock = _clock(pipe_or_transformer, transformers)
-    made = []
+    wanted = {
+        name: _prepared(name, transformer, plan, pipe_or_transformer, clock)
+        for name, transformer in transformers.items()
+    }
+    before = {name: session_of(transformer) for name, transformer in transformers.items()}
     try:
         for name, transformer in transformers.items():
-            family, part = wanted[name]
-            session = session_of(transformer)
-            if session is not None and session.plan_hash == plan.hash:
-                session.reinstall(transformer)
-                session.clock = clock
-                continue
-            if session is not None:
-                session.uninstall(transformer)
-            Session("apply", family, clock, plan=part, plan_hash=plan.hash).install(transformer)
-            made.append(transformer)
+            _put(transformer, wanted[name], clock)
     except BaseException:
-        for transformer in made:
-            remove(transformer)
+        _go_back(transformers, before)
         raise
+
+
+def _prepared(name: str, transformer: Any, plan: SparsePlan, target: Any, clock: Clock) -> Session:
+    """The session that the plan asks for: the one at work if it has this plan, else a new one, ready."""
+    family = family_of("apply", transformer)
+    refuse_parallel("apply", transformer)
+    part = _part(plan, name, target)
+    part.check_model(ModelIdentity.from_transformer(transformer))
+    session = session_of(transformer)
+    if session is not None and session.plan_hash == plan.hash:
+        session.check_known(transformer)
+        return session
+    session = Session("apply", family, clock, plan=part, plan_hash=plan.hash)
+    session.prepare(transformer)
+    return session
+
+
+def _put(transformer: torch.nn.Module, wanted: Session, clock: Clock) -> None:
+    session = session_of(transformer)
+    if session is wanted:
+        session.reinstall(transformer)
+        session.clock = clock
+        return
+    if session is not None:
+        session.uninstall(transformer)
+    wanted.install(transformer)
+
+
+def _go_back(transformers: dict[str, torch.nn.Module], before: dict[str, Session | None]) -> None:
+    """Each transformer to the plan (or the stock processors) from before."""
+    for name, transformer in transformers.items():
+        session = before.get(name)
+        if session_of(transformer) is session:
+            continue
+        remove(transformer)
+        if session is not None:
+            session.install(transformer)
 
 
 def remove(pipe_or_transformer: Any) -> None:
@@ -115,13 +139,7 @@ def applied(pipe_or_transformer: Any, plan: Any) -> Iterator[Any]:
     try:
         yield pipe_or_transformer
     finally:
-        for name, transformer in transformers_of("applied", pipe_or_transformer).items():
-            session = before.get(name)
-            if session_of(transformer) is session:
-                continue
-            remove(transformer)
-            if session is not None:
-                session.again().install(transformer)
+        _go_back(transformers_of("applied", pipe_or_transformer), before)
 
 
 class Observation:
@@ -178,6 +196,7 @@ def observe(pipe_or_transformer: Any, recorder: Callable[..., torch.Tensor | Non
     try:
         for name, transformer in transformers.items():
             session = Session("observe", families[name], clock, recorder=recorder)
+            session.prepare(transformer)
             session.install(transformer)
             observation._observed.append((transformer, session))
     except BaseException:

@@ -75,33 +75,29 @@ class Session:
             setattr(twin, name, copy.deepcopy(value, memo))
         return twin
 
-    def again(self) -> Session:
-        """A new session with the same plan or observer."""
-        return Session(
-            self.who,
-            self.family,
-            self.clock,
-            plan=self.plan,
-            plan_hash=self.plan_hash,
-            recorder=self.recorder,
-        )
-
-    def install(self, transformer: torch.nn.Module) -> None:
-        """Set processors and hook; nothing is changed unless every module is known."""
+    def prepare(self, transformer: torch.nn.Module) -> None:
+        """All that can be refused or fail, before anything is changed: processors, visit lists, memory."""
         modules = self.family.modules(transformer)
-        classes = [
-            replacement(self.who, self.family, f"layer {layer}", module.processor)
-            for layer, module in enumerate(modules)
-        ]
+        self.check_known(transformer)
         bins = len(self.forwards) - 1
         with torch.inference_mode(False):
             self.sites = [Site(self, layer, bins) for layer in range(len(modules))]
             if self.plan is not None:
                 self._load_plan(self.plan)
+
+    def check_known(self, transformer: torch.nn.Module) -> None:
+        """Is every processor ours or one that we replace?"""
+        for layer, module in enumerate(self.family.modules(transformer)):
+            if not isinstance(module.processor, SparseProcessor):
+                replacement(self.who, self.family, f"layer {layer}", module.processor)
+
+    def install(self, transformer: torch.nn.Module) -> None:
+        """Set processors and hook: once prepared, and where no session is at work."""
+        setattr(transformer, SESSION, self)  # first: uninstall undoes an installation that was cut short
         made: dict[tuple[Any, ...], SparseProcessor] = {}
-        for module, site, ours in zip(modules, self.sites, classes, strict=True):
+        for module, site in zip(self.family.modules(transformer), self.sites, strict=True):
+            ours = replacement(self.who, self.family, f"layer {site.layer}", module.processor)
             _exchange(module, site, ours, made)
-        setattr(transformer, SESSION, self)
         transformer.register_forward_pre_hook(on_forward, with_kwargs=True)
 
     def reinstall(self, transformer: torch.nn.Module) -> None:
@@ -122,7 +118,8 @@ class Session:
             ours = module.processor
             if isinstance(ours, SparseProcessor):
                 module.set_processor(_original(site, ours))
-            delattr(module, SITE)
+            if hasattr(module, SITE):
+                delattr(module, SITE)
         self._restore_saved(transformer)
         delattr(transformer, SESSION)
         for key, hook in list(transformer._forward_pre_hooks.items()):

@@ -97,8 +97,10 @@ def test_applied_goes_back_to_what_was_there() -> None:
     with sparse_vdit.applied(small.pipe, outer) as pipe:
         assert pipe is small.pipe
         sparse = small.run()
+        calls = sparse_vdit.explain(small.pipe).sparse_calls
         with sparse_vdit.applied(small.pipe, inner):
             assert torch.equal(small.run(), dense)
+        assert sparse_vdit.explain(small.pipe).sparse_calls == calls > 0  # its own tally
         assert torch.equal(small.run(), sparse)
         with sparse_vdit.applied(small.pipe, outer):
             assert torch.equal(small.run(), sparse)
@@ -260,6 +262,60 @@ def test_refusals_change_nothing() -> None:
     with pytest.raises(ValueError, match="the plan is of another model"):
         sparse_vdit.apply(tiny.cogvideox().pipe, plan)
     assert not hasattr(small.pipe.transformer.blocks[0].attn1, SITE)
+
+
+@pytest.mark.parametrize("experts", [1, 2])
+def test_a_refused_plan_leaves_the_one_at_work(experts: int) -> None:
+    """Both experts are looked at before either is touched."""
+    small = tiny.wan(experts)
+    plan = mixed_plan(small)
+    sparse_vdit.apply(small.pipe, plan)
+    expected, before = small.run(), processors(small.pipe)
+    calls = sparse_vdit.explain(small.pipe).sparse_calls
+    last = (small.pipe.transformer_2 or small.pipe.transformer).blocks[2].attn1
+    at_work, last.processor = last.processor, _Unknown()
+    for other in (uniform_plan(small, Pattern.diagonal(half_width=0)), plan):
+        with pytest.raises(UnsupportedError, match=r"processor of layer 2 is .*_Unknown"):
+            sparse_vdit.apply(small.pipe, other)
+        with pytest.raises(UnsupportedError, match="_Unknown"), sparse_vdit.applied(small.pipe, other):
+            raise AssertionError
+    last.processor = at_work
+    assert same_objects(processors(small.pipe), before)
+    assert sparse_vdit.explain(small.pipe).sparse_calls == calls
+    assert torch.equal(small.run(), expected)
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_cut_short_goes_back(planned: bool) -> None:
+    """Ctrl-C between two processors: the plan from before, or the stock objects."""
+    small = tiny.wan(2)
+    small.run()  # diffusers' own attributes
+    stock, before = processors(small.pipe), attributes(small.pipe)
+    if planned:
+        sparse_vdit.apply(small.pipe, mixed_plan(small))
+    expected = small.run()
+    module = small.pipe.transformer_2.blocks[1].attn1
+    module.set_processor = _interrupted_once(module.set_processor, planned)
+    with pytest.raises(KeyboardInterrupt):
+        sparse_vdit.apply(small.pipe, uniform_plan(small, Pattern.diagonal(half_width=0)))
+    del module.set_processor
+    assert torch.equal(small.run(), expected)
+    sparse_vdit.remove(small.pipe)
+    assert same_objects(processors(small.pipe), stock)
+    assert attributes(small.pipe) == before
+
+
+def _interrupted_once(setter: Any, planned: bool) -> Any:
+    """The first time, or with a plan at work, which is taken off first, the second."""
+    calls = []
+
+    def set_processor(processor: Any) -> None:
+        calls.append(processor)
+        if len(calls) == 1 + planned:
+            raise KeyboardInterrupt
+        setter(processor)
+
+    return set_processor
 
 
 def test_subclass_and_signature_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,3 +85,16 @@ def test_wrong_answers_and_wrong_moments() -> None:
     assert sparse_vdit.explain(small.pipe).layers
     watching.close()  # and the observer's end does not take the plan away
     assert sparse_vdit.explain(small.pipe).layers
+
+
+def test_an_observer_comes_back_behind_a_plan_and_still_closes() -> None:
+    small = tiny.wan()
+    stock = [block.attn1.processor for block in small.pipe.transformer.blocks]
+    seen: list[int] = []
+    with sparse_vdit.observe(small.pipe, lambda step, level, layer, *rest: seen.append(layer)):
+        with sparse_vdit.applied(small.pipe, mixed_plan(small)):
+            small.run()
+        assert seen == []
+        small.run()
+        assert len(seen) == 3 * 2 * small.steps
+    assert [block.attn1.processor for block in small.pipe.transformer.blocks] == stock
