@@ -89,11 +89,11 @@ def _prepared(name: str, transformer: Any, plan: SparsePlan, target: Any, clock:
     refuse_parallel("apply", transformer)
     part = _part(plan, name, target)
     part.check_model(ModelIdentity.from_transformer(transformer))
-    session = session_of(transformer)
-    if session is not None and session.plan_hash == plan.hash:
+    session, plan_hash = session_of(transformer), SparsePlan(part).hash  # of this part alone
+    if session is not None and session.plan_hash == plan_hash:
         session.check_known(transformer)
         return session
-    session = Session("apply", family, clock, plan=part, plan_hash=plan.hash)
+    session = Session("apply", family, clock, plan=part, plan_hash=plan_hash)
     session.prepare(transformer)
     return session
 

@@ -394,3 +394,18 @@ def test_two_parts_for_two_experts() -> None:
     with pytest.raises(ValueError, match="it has no transformer 'transformer_2'"):
         sparse_vdit.apply(small.pipe, SparsePlan({"transformer": first, "other": second}))
     sparse_vdit.apply(one.pipe, plan)  # the first expert alone has its part
+
+
+def test_another_part_beside_block_masks_is_another_plan() -> None:
+    small = tiny.wan(2)
+    part, full = mixed_plan(small).sole, uniform_plan(small, Pattern.full()).sole
+    eye = torch.eye(3, dtype=torch.bool).numpy()
+    layer = sparse_vdit.LayerPlan.from_block_masks(part.geometry, [eye, eye])
+    masks = SparsePlan.from_layers(part.model, [[layer] * 3]).sole
+    sparse_vdit.apply(small.pipe, SparsePlan({"transformer": full, "transformer_2": masks}))
+    second = small.pipe.transformer_2.blocks[0].attn1.processor
+    sparse_vdit.apply(small.pipe, SparsePlan({"transformer": part, "transformer_2": masks}))
+    assert small.pipe.transformer_2.blocks[0].attn1.processor is second  # its part is the same
+    small.run()
+    layers = sparse_vdit.explain(small.pipe).layers
+    assert {layer.transformer for layer in layers if layer.sparse_calls} == {"transformer", "transformer_2"}

@@ -113,6 +113,28 @@ def test_block_by_block(name: str) -> None:
     assert sparse_vdit.explain(small.pipe).sparse_calls > 0
 
 
+@pytest.mark.parametrize("way", ["wrapped", "block by block"])
+def test_compiled_and_run_before_apply(way: str) -> None:
+    """A graph of the stock model is not used for a plan, nor one plan's for another's, nor a plan's after."""
+    small = tiny.wan(layers=1)
+    plans = [mixed_plan(small), uniform_plan(small, Pattern.diagonal(half_width=0))]
+    dense, expected = small.run(), []
+    for plan in plans:
+        with sparse_vdit.applied(small.pipe, plan):
+            expected.append(small.run())
+    if way == "wrapped":
+        small.pipe.transformer = torch.compile(small.pipe.transformer, backend="aot_eager")
+    else:
+        small.pipe.transformer.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
+    assert apart(small.run(), dense) < 1e-5
+    for plan, wanted in zip(plans, expected, strict=True):
+        sparse_vdit.apply(small.pipe, plan)
+        assert apart(small.run(), wanted) < 1e-5
+        assert sparse_vdit.explain(small.pipe).sparse_calls == 2 * small.steps
+    sparse_vdit.remove(small.pipe)
+    assert apart(small.run(), dense) < 1e-5
+
+
 def test_observer_breaks_no_result() -> None:
     small = tiny.wan()
     expected = small.run()

@@ -262,6 +262,27 @@ def test_24_patterns_at_119056_tokens_are_small_and_quick(remainder: bool) -> No
     assert min(seconds) < 0.05 * 3, "three times the goal: machines differ"
 
 
+def test_200_patterns_at_119056_tokens_fit() -> None:
+    """A whole plan's distinct patterns, pooled tiles included."""
+    geometry = Geometry(33, 45, 80, suffix=256)
+    v, tiles = geometry.video_tokens, Order.tiles(3, 5, 8)
+    patterns = [Pattern.diagonal(half_width=v * i // 200, sink_frames=i % 3) for i in range(1, 71)]
+    patterns += [Pattern.multi_diagonal(half_width=v * i // 150) for i in range(1, 51)]
+    patterns += [
+        Pattern.vertical_stripe(key_blocks=range(i, 900, 2 + i % 9), order=tiles, sink_frames=i % 4)
+        for i in range(40)
+    ]
+    patterns += [
+        Pattern.periodic_tiles(
+            tile=(1 + i % 3, 1 + i % 4, 2 + i % 5), time=(1, 1, 5), rows=(1, i % 3, 3 + i), columns=(1, 1, 4)
+        )
+        for i in range(40)
+    ]
+    assert len(set(patterns)) == 200
+    rows, codes = made(geometry, patterns, True)
+    assert rows.nbytes + codes.nbytes < 256e6
+
+
 def test_tiles_of_one_token_need_no_square_memory() -> None:
     geometry = Geometry(33, 45, 80, suffix=256)
     pattern = Pattern.periodic_tiles(
