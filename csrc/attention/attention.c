@@ -13,6 +13,7 @@
 #define PACKED_BUDGET_BYTES ((size_t)256 << 20) /* packed heads at a time: O(N D), one head at least */
 #define PACK_KEYS 1024                          /* keys per packing task */
 #define END_OF_ITEMS 0xffffffffu
+#define MAX_SCALE 1e30 /* scale * log2(e) is a float32 number */
 
 typedef struct work {
   uint32_t item, sample;
@@ -136,8 +137,13 @@ sv_status sv_attention_check(const sv_attention_args *a) {
   SV_TRY(check_tensors(a));
   if (!isfinite(a->scale))
     return sv_fail(SV_ERR_ARG, "attention: scale is %g, expected a finite number", a->scale);
+  if (fabs(a->scale) > MAX_SCALE)
+    return sv_fail(SV_ERR_ARG, "attention: scale is %g, expected at most %g in size", a->scale, MAX_SCALE);
   if (a->n_items < 0 || a->n_codes < 0 || a->n_orders < 0)
     return sv_fail(SV_ERR_ARG, "attention: a count of items, codes or orders is negative");
+  if (a->n_items > UINT32_MAX)
+    return sv_fail(SV_ERR_ARG, "attention: there are %lld items, expected at most 4294967295",
+                   (long long)a->n_items);
   return check_kv_len(a);
 }
 

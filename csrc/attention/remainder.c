@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#define MAX_BIAS 1e30 /* a finite beta must not become infinite in float32: inf - inf is NaN */
+
 void sv_mean_open(sv_mean *mean, int64_t head_dim) {
   memset(mean, 0, sizeof *mean);
   mean->head_dim = head_dim;
@@ -38,5 +40,6 @@ void sv_mean_close(const sv_mean *mean, const sv_pack *pack, int64_t h, int64_t 
   for (int64_t d = 0; d < head_dim; d++) k[d] = mean->k[d] / n;
   for (int64_t d = 0; d < head_dim; d++) v[d] = mean->v[d] / n;
   for (int64_t d = head_dim; d < n_columns; d++) v[d] = 0.0f;
-  k[head_dim] = (float)(log2((double)mean->n) + (double)pack->args->heads[h].beta * SV_LOG2_E);
+  double bias = log2((double)mean->n) + (double)pack->args->heads[h].beta * SV_LOG2_E;
+  k[head_dim] = (float)fmin(fmax(bias, -MAX_BIAS), MAX_BIAS);
 }

@@ -159,7 +159,8 @@ static void take_items(loop *job, int32_t slot) {
     int64_t i = (int64_t)atomic_fetch_add(&job->next, 1);
     if (i >= job->n) break;
     sv_status status = job->body(i, slot, job->ctx);
-    if (status != SV_OK) note_failure(job, i, status, sv_last_error());
+    bool gave_up = status == SV_ERR_INTERRUPTED && atomic_load(&job->stopped);
+    if (status != SV_OK && !gave_up) note_failure(job, i, status, sv_last_error());
   }
   current = outer;
 }

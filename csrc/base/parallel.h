@@ -33,7 +33,8 @@ sv_status sv_parallel_for(int64_t n, sv_body body, void *ctx, const sv_poll *pol
 sv_status sv_parallel_for_on(int32_t n_threads, int64_t n, sv_body body, void *ctx, const sv_poll *poll);
 
 /* sv_parallel_stopped — for a body between its steps: true = return now (SV_ERR_INTERRUPTED will do), since
- * the loop was interrupted or another item failed. On the calling thread it asks the poll. False outside. */
+ * the loop was interrupted or another item failed, whose status stands. On the calling thread it asks the
+ * poll. False outside. */
 bool sv_parallel_stopped(void);
 
 /* sv_parallel_threads — threads a loop may use now: SPARSE_VDIT_THREADS, else torch's count if torch's

@@ -49,6 +49,23 @@ def test_rising_logits(rng: np.random.Generator) -> None:
     compare.assert_lse_close(lse, ref_lse)
 
 
+def test_sums_of_a_hundred_thousand_keys(rng: np.random.Generator) -> None:
+    """Running sums over many chunks stay as good as the plain formula: one query block over a whole long video."""
+    geometry = Geometry(frames=25, height=50, width=80, suffix=7, block_q=16, block_k=1024)
+    block_mask = np.zeros((geometry.query_blocks, geometry.key_blocks), bool)
+    block_mask[0] = True
+    q, k, v = attend.inputs(rng, geometry, 1, head_dim=16)
+    v += 1.0  # a mean of one: errors of the sums show
+    layer = LayerPlan.from_block_masks(geometry, [block_mask])
+    out, lse = attention(q, k, v, layer=layer, return_lse=True)
+    logits = q[0, 0, :16].astype(np.float64) @ k[0, 0].T.astype(np.float64) / 4
+    weights = np.exp(logits)
+    ref = weights @ v[0, 0] / weights.sum(axis=1, keepdims=True)
+    assert np.abs(out[0, 0, :16] - ref).max() < 2e-5
+    assert np.abs(lse[0, 0, :16] - np.log(weights.sum(axis=1))).max() < 2e-6
+    assert (out[0, 0, 16:] == 0).all()
+
+
 @pytest.mark.parametrize("dtype", attend.DTYPES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_poison_where_nothing_looks(rng: np.random.Generator, bad: float, dtype: str) -> None:

@@ -157,6 +157,66 @@ static void test_large_logits(void) {
   case_free(&c);
 }
 
+static bool all_finite(const sv_tensor *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    if (!isfinite(case_load(x, i))) return false;
+  return true;
+}
+
+/* Biases that drown the keys, or drown in them, or would not fit float32; density 0: pseudo keys alone. */
+static void test_betas(void) {
+  static const float betas[] = {-80.0f, 80.0f, -1e4f, 1e4f, -3e38f, 3e38f};
+  for (int i = 0; i < 12; i++) {
+    spec s = {.video = 200,
+              .suffix = 30,
+              .block_q = 64,
+              .block_k = 16,
+              .n_samples = 1,
+              .n_heads = 1,
+              .head_dim = 40,
+              .density = i < 6 ? 40 : 0,
+              .with_remainder = true,
+              .with_kv_len = true,
+              .gain = 2.0f};
+    attention_case c;
+    case_make(&s, &c);
+    float beta = ((sv_head *)c.heads.data)[0].beta = betas[i % 6];
+    CHECK_OK(sv_attention_cpu(&c.args));
+    /* half a unit in the last place of the logit is a relative error of the weight */
+    if (fabsf(beta) < 1e30f) compare_within(&c, "large bias", fabsf(beta) > 100.0f ? 2e-3 : 4e-5);
+    CHECK(all_finite(&c.args.out, c.n_tokens * 40), "beta %g: not finite", (double)beta);
+    case_free(&c);
+  }
+}
+
+/* A bad query spoils its own row, no other. */
+static void test_bad_query(int32_t dtype, float bad) {
+  spec s = {.video = 90,
+            .block_q = 32,
+            .block_k = 32,
+            .n_samples = 1,
+            .n_heads = 1,
+            .head_dim = 24,
+            .dtype = dtype,
+            .density = 100,
+            .gain = 1.0f};
+  attention_case c;
+  case_make(&s, &c);
+  size_t row_bytes = 24 * (size_t)sv_dtype_bytes(dtype);
+  char *out = c.out.data, *clean = malloc(90 * row_bytes);
+  CHECK_OK(sv_attention_cpu(&c.args));
+  memcpy(clean, out, 90 * row_bytes);
+  case_store(&c.args.q, 37 * 24 + 5, bad);
+  CHECK_OK(sv_attention_cpu(&c.args));
+  for (size_t i = 0; i < 90; i++)
+    CHECK(i == 37 || memcmp(out + i * row_bytes, clean + i * row_bytes, row_bytes) == 0, "row %zu", i);
+  for (int64_t d = 0; d < 24; d++)
+    CHECK(isnan(case_load(&c.args.out, 37 * 24 + d)), "column %lld", (long long)d);
+  CHECK(isnan(((float *)c.lse.data)[37]), "lse is %g", (double)((float *)c.lse.data)[37]);
+  free(clean);
+  case_free(&c);
+}
+
 /* NaN where no query looks: the result does not change by one bit. */
 static void test_poison(int32_t dtype) {
   spec s = {.video = 200,
@@ -296,6 +356,8 @@ static void test_refusals(void) {
   REFUSED(a->out.data = a->q.data, SV_ERR_ARG, "out shares the memory");
   REFUSED(a->q.data = (char *)a->q.data + 2, SV_ERR_ARG, "q is not aligned");
   REFUSED(a->scale = NAN, SV_ERR_ARG, "scale is nan");
+  REFUSED(a->scale = -1e300, SV_ERR_ARG, "scale is -1e+300, expected at most 1e+30 in size");
+  REFUSED(a->n_items = INT64_C(1) << 32, SV_ERR_ARG, "there are 4294967296 items");
   REFUSED(a->n_orders = 0, SV_ERR_ARG, "heads[1].order is 0, expected -1..-1");
   REFUSED(items[0].query_block = 7, SV_ERR_ARG, "names head 1, query block 7");
   REFUSED(items[0].head_kind = 5, SV_ERR_ARG, "names head 5");
@@ -399,6 +461,8 @@ static int test_level_briefly(void) {
     describe(&s, what, sizeof what);
     run(&s, what);
   }
+  test_betas();
+  for (int32_t dtype = SV_F32; dtype <= SV_F16; dtype++) test_bad_query(dtype, NAN);
   fprintf(stderr, "%s: %s\n", sv_attention_engine(SV_BF16, 64), check_failures ? "failed" : "ok");
   return check_result();
 }
@@ -411,7 +475,12 @@ static int test_level(int n) {
   test_random_cases(n);
   test_long();
   test_large_logits();
-  for (int32_t dtype = SV_F32; dtype <= SV_F16; dtype++) test_poison(dtype);
+  test_betas();
+  for (int32_t dtype = SV_F32; dtype <= SV_F16; dtype++) {
+    test_poison(dtype);
+    test_bad_query(dtype, NAN);
+    test_bad_query(dtype, INFINITY);
+  }
   test_threads();
   test_refusals();
   test_hostile_codes();

@@ -54,6 +54,35 @@ static void test_failure(void) {
     CHECK_FAILS(sv_parallel_for(N, fail_late, NULL, NULL), SV_ERR_ARG, "item 4");
 }
 
+/* Item 0 gives up when it hears that item 1 failed: the caller is told of the failure, not of the giving up. */
+static sv_status fail_or_give_up(int64_t i, int32_t thread, void *ctx) {
+  (void)thread, (void)ctx;
+  if (i == 1) return sv_fail(SV_ERR_ARG, "item 1 is bad");
+  double start = now_s();
+  while (!sv_parallel_stopped() && now_s() - start < 5.0) {
+  }
+  return sv_fail(SV_ERR_INTERRUPTED, "item 0 gave up");
+}
+
+static void test_giving_up_is_no_failure(void) {
+  sv_parallel_set_threads(2);
+  CHECK_FAILS(sv_parallel_for(2, fail_or_give_up, NULL, NULL), SV_ERR_ARG, "item 1 is bad");
+}
+
+/* 1 to 256 threads, more than items or processors. */
+static void test_many_threads(void) {
+  for (int32_t n_threads = 1; n_threads <= 256; n_threads *= 4) {
+    sv_parallel_set_threads(n_threads);
+    memset(counts, 0, sizeof counts);
+    CHECK_OK(sv_parallel_for(N, count_item, &n_threads, NULL));
+    for (int i = 0; i < N; i++)
+      CHECK(counts[i] == 1, "%d threads: item %d ran %d times", n_threads, i, counts[i]);
+  }
+  sv_parallel_set_threads(100000);
+  CHECK(sv_parallel_threads() == 256, "%d threads", sv_parallel_threads());
+  sv_parallel_set_threads(2);
+}
+
 typedef struct late {
   double at_s;
   atomic_int asked, ran;
@@ -200,6 +229,11 @@ static void test_bad_environment(void) {
   char *before = getenv("SPARSE_VDIT_THREADS"), *kept = before ? strdup(before) : NULL;
   setenv("SPARSE_VDIT_THREADS", "many", 1);
   CHECK_FAILS(sv_parallel_check(), SV_ERR_ARG, "SPARSE_VDIT_THREADS: got many, expected a number in 1..256");
+  static const char *const nonsense[] = {"0", "-1", "257", "3 ", "0x2", "2.5", "99999999999999999999"};
+  for (size_t i = 0; i < sizeof nonsense / sizeof *nonsense; i++) {
+    setenv("SPARSE_VDIT_THREADS", nonsense[i], 1);
+    CHECK_FAILS(sv_parallel_check(), SV_ERR_ARG, nonsense[i]);
+  }
   setenv("SPARSE_VDIT_THREADS", "3", 1);
   CHECK_OK(sv_parallel_check());
   if (kept)
@@ -212,12 +246,14 @@ static void test_bad_environment(void) {
 int main(void) {
   test_each_item_once();
   test_failure();
+  test_giving_up_is_no_failure();
   test_interrupt();
   test_interrupt_inside_items();
   test_nested();
   test_callers_beside_each_other();
   test_fork();
   test_torch_pool();
+  test_many_threads();
   test_bad_environment();
   return check_result();
 }
