@@ -12,6 +12,7 @@
  *                      (number+1)*block_k - 1; the next ceil(block_k/32) words are bits: bit i of them set =
  *                      block number*block_k + i is NOT visited, so its mean takes part
  *    partial: the key block is the short last one (never inside a run); a pooled tile has a bit unset
+ *             (a range has no codes, so no flag: its last block may be the short one)
  *  Visits come in ascending order of key block, then the pooled tiles, ascending. Tiles without a set bit
  *  are left out. Sources 1 (other tokens apart) and 2 (gathered) are reserved. */
 #ifndef SV_PATTERN_VISITS_H
