@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,8 @@ def sources(*patterns: str) -> list[Path]:
 
 
 def tracked() -> list[Path]:
+    if not shutil.which("git"):
+        pytest.skip("house: no git here")
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         pytest.skip("house: not a git checkout")
@@ -165,7 +168,7 @@ def c_functions(text: str) -> list[tuple[str, int]]:
 
 
 def test_c_functions_are_short() -> None:
-    for path in sources("csrc/**/*.c", "csrc/**/*.cpp"):
+    for path in sources("csrc/**/*.[ch]", "csrc/**/*.cpp"):
         for name, lines in c_functions(path.read_text()):
             assert lines <= MAX_C_FUNCTION_LINES or name in LONG_C_FUNCTIONS, (
                 f"{path.relative_to(ROOT)}: {name} has {lines} lines"
