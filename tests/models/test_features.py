@@ -107,6 +107,18 @@ def test_fused_projections_of_cogvideox_need_a_second_apply() -> None:
     assert torch.equal(small.run(), dense)
 
 
+def test_fusing_is_nothing_to_hunyuan_video() -> None:
+    """Its attention class knows no fused projections: diffusers' own call changes nothing, ours stay."""
+    small = tiny.hunyuan_video()
+    plan = mixed_plan(small)
+    sparse_vdit.apply(small.pipe, plan)
+    sparse = small.run()
+    small.pipe.transformer.fuse_qkv_projections()
+    assert torch.equal(small.run(), sparse)
+    sparse_vdit.remove(small.pipe)
+    check(small)
+
+
 def test_lora_after_unfusing_cogvideox() -> None:
     """Unfusing leaves a stale to_qkv and `fused_projections`: going by them would miss a LoRA."""
     pytest.importorskip("peft")
