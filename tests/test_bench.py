@@ -15,6 +15,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 KEYS = [
+    "bench", "device", "isa", "threads", "dtype", "head_dim", "tokens", "heads", "pattern", "remainder", "density",
+    "ours_ms", "ours_ms_p20", "ours_ms_p80", "baseline", "baseline_ms", "ratio", "gflops", "peak_gflops",
+    "share_of_peak", "commit",
+]  # fmt: skip
     "bench",
     "device",
     "isa",

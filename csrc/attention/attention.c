@@ -28,6 +28,7 @@ typedef struct call {
   char *rooms;
   size_t room_bytes;
   int32_t n_threads;
+  int64_t n_rooms; /* threads that can have an item at once */
   char *packed;
   size_t packed_bytes; /* of one head */
   sv_packed_head *heads;
@@ -214,6 +215,8 @@ static void size_call(const sv_attention_args *a, call *c) {
   c->packed_bytes = sv_pack_bytes(&c->pack);
   c->room_bytes = sv_engine_room_bytes(&c->pack);
   c->n_threads = sv_parallel_threads();
+  int64_t n_works = c->n_items * c->n_samples;
+  c->n_rooms = n_works < c->n_threads ? n_works : c->n_threads;
   int64_t n_pairs = c->n_samples * c->n_heads, fit = (int64_t)(PACKED_BUDGET_BYTES / c->packed_bytes);
   c->max_pairs = fit < 1 ? 1 : fit < n_pairs ? fit : n_pairs;
 }
@@ -227,7 +230,7 @@ static char *cut(char *room, size_t *used_bytes, size_t bytes) {
 static size_t place_scratch(call *c, char *room) {
   size_t used = 0;
   c->packed = cut(room, &used, (size_t)c->max_pairs * c->packed_bytes);
-  c->rooms = cut(room, &used, (size_t)c->n_threads * c->room_bytes);
+  c->rooms = cut(room, &used, (size_t)c->n_rooms * c->room_bytes);
   c->works = (work *)(void *)cut(room, &used, (size_t)(c->n_items * c->n_samples) * sizeof(work));
   c->heads = (sv_packed_head *)(void *)cut(room, &used, (size_t)c->max_pairs * sizeof(sv_packed_head));
   c->placed = (uint8_t *)cut(room, &used, (size_t)c->pack.n_tokens);

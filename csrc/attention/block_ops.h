@@ -19,7 +19,7 @@
 #include "base/tensor.h"
 
 #define SV_PANEL 16         /* keys per panel; block sizes are multiples of it */
-#define SV_MAX_HEAD_DIM 256 /* the limit */
+#define SV_MAX_HEAD_DIM 256 /* the largest head of any supported model, doubled */
 #define SV_MAX_CHUNK 512    /* keys per chunk at most: 6 score rows = 12 KiB of the first-level cache */
 #define SV_MAX_STRIP 14     /* rows of the tallest strip of any engine */
 #define SV_LD_Q (SV_MAX_HEAD_DIM + 16)

@@ -141,6 +141,26 @@ def test_one_key_gives_its_value_exactly(rng: np.random.Generator) -> None:
     assert abs(lse[0, 0, 0] - float(q[0, 0, 0] @ k[0, 0, 0]) / 8) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_results_are_rounded_to_even(rng: np.random.Generator, dtype: str) -> None:
+    """With equal keys, 8 values x and 8 of the next number above, the result lies exactly halfway: ties go to even.
+    The largest number stays, infinity and NaN stay what they are."""
+    geometry = Geometry(frames=1, height=1, width=16, block_q=16, block_k=16)
+    q, k, v = attend.inputs(rng, geometry, 1, dtype=dtype)
+    k[...] = 0
+    largest, infinity, nan = (0x7BFF, 0x7C00, 0x7E00) if dtype == "float16" else (0x7F7F, 0x7F80, 0x7FC0)
+    least = 0x0400 if dtype == "float16" else 0x1000  # normal, and sums of 16 stay in float32's range
+    bits = rng.integers(least, largest - (0 if dtype == "float16" else 0x800), 64, dtype=np.uint16)
+    v.view(np.uint16)[0, 0, :8], v.view(np.uint16)[0, 0, 8:] = bits, bits + 1
+    for column, one in enumerate((infinity, nan, largest if dtype == "float16" else 0x7800)):
+        v.view(np.uint16)[0, 0, :, column] = one
+    out = attention(q, k, v, layer=LayerPlan(geometry, [Pattern.full()])).view(np.uint16)[0, 0]
+    assert (out[:, 3:] == (bits + (bits & 1))[3:]).all()
+    assert (out[:, 2] == v.view(np.uint16)[0, 0, 0, 2]).all()
+    assert (out[:, 0] == infinity).all()
+    assert np.isnan(out[:, 1].view(v.dtype).astype(np.float32)).all()
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.2, 1.0])
 @pytest.mark.parametrize("dtype", attend.DTYPES)
 def test_scales(rng: np.random.Generator, scale: float, dtype: str) -> None:
