@@ -19,28 +19,6 @@ KEYS = [
     "ours_ms", "ours_ms_p20", "ours_ms_p80", "baseline", "baseline_ms", "ratio", "gflops", "peak_gflops",
     "share_of_peak", "commit",
 ]  # fmt: skip
-    "bench",
-    "device",
-    "isa",
-    "threads",
-    "dtype",
-    "head_dim",
-    "tokens",
-    "heads",
-    "pattern",
-    "remainder",
-    "density",
-    "ours_ms",
-    "ours_ms_p20",
-    "ours_ms_p80",
-    "baseline",
-    "baseline_ms",
-    "ratio",
-    "gflops",
-    "peak_gflops",
-    "share_of_peak",
-    "commit",
-]
 # The same program over 2,048 tokens and hardly any time: what is tested is the rows, never the speed.
 SCRIPT = """
 import sys
