@@ -242,7 +242,7 @@ def refuse_parallel(who: str, transformer: Any) -> None:
         if getattr(config, kind, None) is not None:
             raise UnsupportedError(
                 f"{who}: {type(transformer).__name__} has a {kind} (diffusers {diffusers_version()}), "
-                "expected none; sparse attention runs on one device"
+                "expected none; sparse attention runs on one device, Ulysses and ring are not built yet"
             )
 
 

@@ -7,6 +7,7 @@ over the same geometry and the same distinct patterns. Next: `layer.py` (what th
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -209,11 +210,11 @@ class SparsePlan:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the document; of the packed arrays where a plan has none (block masks)."""
-        for plan in self.transformers.values():
-            if isinstance(plan, LayeredTransformerPlan):
-                return plan.hash()
-        return str(self.to_json()["sha256"])
+        """SHA-256 of the document; over the parts' own where one of them has none (block masks)."""
+        if not any(isinstance(plan, LayeredTransformerPlan) for plan in self.transformers.values()):
+            return str(self.to_json()["sha256"])
+        parts = [f"{name} {plan.hash()}" for name, plan in sorted(self.transformers.items())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def save_pretrained(
         self,

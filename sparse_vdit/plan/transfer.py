@@ -20,6 +20,7 @@ from sparse_vdit.plan.file import PlanError
 
 if TYPE_CHECKING:
     from sparse_vdit.plan.sparse import SparsePlan
+    from sparse_vdit.plan.transformer import TransformerPlan
 
 
 def transfer_pattern(pattern: Pattern, old: Geometry, new: Geometry) -> Pattern:
@@ -85,28 +86,32 @@ def nearest(old: int, new: int) -> NDArray[np.int64]:
     return ((2 * np.arange(new, dtype=np.int64) + 1) * old) // max(2 * new, 1)
 
 
-def transfer_plan(plan: SparsePlan, geometry: Geometry) -> SparsePlan:
-    """Every pattern of a plan carried over; heads, layers, bins and betas as they are."""
-    from sparse_vdit.plan.sparse import SparsePlan
+def transfer_part(part: TransformerPlan, geometry: Geometry) -> TransformerPlan:
+    """Every pattern of one transformer's plan carried over; heads, layers, bins and betas as they are."""
     from sparse_vdit.plan.transformer import TransformerPlan
 
     if not isinstance(geometry, Geometry):
         raise TypeError(f"for_geometry: geometry is {type(geometry).__name__}, expected a Geometry")
-    old = plan.geometry
+    if not part.patterns:
+        raise PlanError("plan: it holds block masks, expected patterns: controls are not carried over")
+    old = part.geometry
     new = replace(geometry, block_q=old.block_q, block_k=old.block_k)
-    made = {}
-    for name, part in plan.transformers.items():
-        if not part.patterns:
-            raise PlanError("plan: it holds block masks, expected patterns: controls are not carried over")
-        moved = [transfer_pattern(pattern, old, new) for pattern in part.patterns]
-        distinct = list(dict.fromkeys(moved))
-        number = np.array([distinct.index(pattern) for pattern in moved], dtype=np.int32)
-        made[name] = TransformerPlan(
-            part.model, new, distinct, number[part.choice], part.betas, part.bins, part.dense_above
-        )
+    moved = [transfer_pattern(pattern, old, new) for pattern in part.patterns]
+    distinct = list(dict.fromkeys(moved))
+    number = np.array([distinct.index(pattern) for pattern in moved], dtype=np.int32)
+    return TransformerPlan(
+        part.model, new, distinct, number[part.choice], part.betas, part.bins, part.dense_above
+    )
+
+
+def transfer_plan(plan: SparsePlan, geometry: Geometry) -> SparsePlan:
+    """`transfer_part` for all transformers, with the densities before and after in the provenance."""
+    from sparse_vdit.plan.sparse import SparsePlan
+
+    made = {name: transfer_part(part, geometry) for name, part in plan.transformers.items()}
     result = SparsePlan(made)
     note = {
-        "from_geometry": old.to_json(),
+        "from_geometry": plan.geometry.to_json(),
         "from_sha256": plan.hash,
         "density_before": round(plan.density(), 6),
         "density_after": round(result.density(), 6),

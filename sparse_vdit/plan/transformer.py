@@ -180,6 +180,21 @@ class TransformerPlan:
             "betas": betas,
         }
 
+    def for_geometry(self, geometry: Geometry) -> TransformerPlan:
+        """This part alone for another geometry, as `SparsePlan.for_geometry`."""
+        from sparse_vdit.plan.transfer import transfer_part
+
+        return transfer_part(self, geometry)
+
+    def hash(self) -> str:
+        """SHA-256 over the edges, the warm-up and the packed arrays: what a call computes."""
+        found = hashlib.sha256(repr((self.geometry, self.bins, self.dense_above)).encode())
+        for layer in range(self.model.layers):
+            packed = self.packed(layer)
+            for array in (packed.items, packed.codes, packed.heads, packed.betas, packed.tokens):
+                found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
 
 class LayeredTransformerPlan(TransformerPlan):
     """A plan of ready layers [bins][layers], which may hold block masks."""
@@ -238,15 +253,6 @@ class LayeredTransformerPlan(TransformerPlan):
     def to_json(self) -> Json:
         """Refused: block masks are controls."""
         raise PlanError("plan: it holds block masks, expected patterns: controls are not saved")
-
-    def hash(self) -> str:
-        """SHA-256 over the packed arrays, since there is no JSON form."""
-        found = hashlib.sha256()
-        for layer in range(self.model.layers):
-            packed = self.packed(layer)
-            for array in (packed.items, packed.codes, packed.heads, packed.betas, packed.tokens):
-                found.update(np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:

@@ -1,7 +1,6 @@
 """Choosing by measured error: the table is what attention does, selections are what brute force finds."""
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -361,16 +360,3 @@ def test_a_sample_with_nan_is_refused_and_leaves_no_trace(name):
         table.add(0.5, 1, **given)
     for got, expected in zip(table.errors(), before, strict=True):
         np.testing.assert_array_equal(got, expected)
-
-
-def test_the_demo_is_measured_in_seconds():
-    """12 layers x 2 heads at 4 noise levels must be well below half a minute: 48 calls like these."""
-    geometry = Geometry(16, 16, 16, prefix=8, block_q=64, block_k=64)
-    model = ModelIdentity("CogVideoXTransformer3DModel", 12, 2, 64, (1, 4, 4))
-    table = choosing.ErrorTable(model, geometry, choosing.ladder(geometry))
-    q, k, v = tensors(0, geometry, depth=64)
-    table.add(0.5, 0, q, k, v)
-    begin = time.process_time()
-    for layer in range(4):
-        table.add(0.5, layer, q, k, v)
-    assert (time.process_time() - begin) / 4 < 0.5, "seconds of processor time for one call (0.06 measured)"

@@ -248,3 +248,24 @@ def test_layered_plans_must_fit():
     other = LayerPlan(Geometry(4, 6, 7, block_q=32, block_k=32), [Pattern.full()] * 3)
     with pytest.raises(PlanError, match="a layer has another geometry"):
         SparsePlan.from_layers(MODEL, [[layer, other]])
+
+
+def test_the_hash_knows_every_part():
+    masks = np.ones((GEOMETRY.query_blocks, GEOMETRY.key_blocks), bool)
+    layers = [LayerPlan.from_block_masks(GEOMETRY, [masks] * 3)] * 2
+    controls = SparsePlan.from_layers(MODEL, [layers]).for_transformer()
+    first, second = (random_plan(seed).for_transformer() for seed in (1, 2))
+    one = SparsePlan({"transformer": controls, "transformer_2": first})
+    other = SparsePlan({"transformer": controls, "transformer_2": second})
+    assert one.hash == SparsePlan({"transformer": controls, "transformer_2": first}).hash
+    assert one.hash != other.hash
+    later = SparsePlan.from_layers(MODEL, [layers], dense_above=0.5)
+    assert later.hash != SparsePlan.from_layers(MODEL, [layers]).hash
+
+
+def test_a_part_goes_to_another_geometry_as_the_plan_does():
+    plan = random_plan(3)
+    new = Geometry(4, 8, 8, block_q=GEOMETRY.block_q, block_k=GEOMETRY.block_k)
+    part = plan.for_transformer().for_geometry(new)
+    assert part.patterns == plan.for_geometry(new).for_transformer().patterns
+    assert part.geometry == new
