@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,37 +34,33 @@ def run(command: list[str], **options: object) -> subprocess.CompletedProcess[st
 def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The core, one object per source, with sanitizers."""
     folder = tmp_path_factory.mktemp("core")
-    made = []
-    for source in sorted(
-        path for room in ("base", "pattern", "attention") for path in (ROOT / "csrc" / room).glob("*.c")
-    ):
+
+    def compile_one(source: Path) -> Path:
         target = folder / f"{source.parent.name}_{source.stem}.o"
         flags = ISA_FLAGS.get(source.stem.rpartition("_")[2], [])
         done = run(["gcc", *FLAGS, *flags, "-Icsrc", "-c", str(source), "-o", str(target)])
         assert done.returncode == 0, done.stderr
-        made.append(target)
-    return made
+        return target
+
+    sources = [
+        path for room in ("base", "pattern", "attention") for path in (ROOT / "csrc" / room).glob("*.c")
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, sorted(sources)))
 
 
 @pytest.fixture(scope="session")
 def programs(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("units")
-    for name in TESTS:
-        done = run(
-            [
-                "gcc",
-                *FLAGS,
-                "-Icsrc",
-                f"tests/c/{name}.c",
-                *map(str, objects),
-                "-lm",
-                "-lpthread",
-                "-o",
-                str(folder / name),
-            ]
-        )
+
+    def link_one(name: str) -> Path:
+        ends = [*map(str, objects), "-lm", "-lpthread", "-o", str(folder / name)]
+        done = run(["gcc", *FLAGS, "-Icsrc", f"tests/c/{name}.c", *ends])
         assert done.returncode == 0, done.stderr
-    return {name: folder / name for name in TESTS}
+        return folder / name
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(TESTS, pool.map(link_one, TESTS), strict=True))
 
 
 @pytest.mark.parametrize("level", LEVELS)

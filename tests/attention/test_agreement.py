@@ -103,3 +103,35 @@ def test_levels_agree(rng: np.random.Generator, tmp_path: Path) -> None:
         results[level] = np.load(tmp_path / f"{level}.npy")
     for level in levels[1:]:
         assert np.abs(results[level] - results["portable"]).max() < 2e-6, level
+
+
+SIDE_BY_SIDE = """
+import threading
+import torch
+from sparse_vdit import Geometry, LayerPlan, Pattern, _C, attention
+
+torch.set_num_threads(3)
+geometry = Geometry(frames=5, height=8, width=9, suffix=20, block_q=32, block_k=32)
+layer = LayerPlan(geometry, [Pattern.full(), Pattern.diagonal(half_width=40, remainder=-0.5)])
+inputs = [torch.randn(3, 2, 2, geometry.tokens, 64) for _ in range(4)]
+expected = [attention(*qkv, layer=layer) for qkv in inputs]
+wrong = []
+
+def work(number):
+    for _ in range(20):
+        if not torch.equal(attention(*inputs[number], layer=layer), expected[number]):
+            wrong.append(number)
+
+threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(_C.build_info()["pool"], wrong)
+"""
+
+
+def test_callers_side_by_side_on_the_pool_of_torch(tmp_path: Path) -> None:
+    """Each Python thread has a team of torch's threads of its own; scratch is not mixed up."""
+    environ = {name: value for name, value in os.environ.items() if name != "SPARSE_VDIT_THREADS"}
+    command = [sys.executable, "-P", "-c", SIDE_BY_SIDE]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert done.stdout.strip() == "torch []", done.stdout + done.stderr
