@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,13 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-if __package__:
-    from .prompt import Prompt
-    from .scenes import FRAMES, random_prompt, render
-else:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from prompt import Prompt
-    from scenes import FRAMES, random_prompt, render
+from sparse_vdit.demo.prompt import Prompt
+from sparse_vdit.demo.scenes import FRAMES, random_prompt, render
 
 CAMERAS = ("still", "slow", "fast", "shake", "cut", "slides")
 CAMERA_SHARES = (0.12, 0.18, 0.20, 0.20, 0.15, 0.15)
@@ -176,7 +170,7 @@ def _load_photos(root: Path, library: Library) -> None:
             if path is None:
                 continue
             library.photos.append(_read_photo(path))
-            entry = {
+            entry: dict[str, object] = {
                 "path": f"{folder}/{path.name}",
                 "package": origin[0],
                 "licence": origin[1],

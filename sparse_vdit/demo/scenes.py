@@ -6,16 +6,19 @@ numbered; those of `held_out` are never trained on.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 
-if __package__:
-    from .prompt import CAMERAS, COLOURS, DIRECTIONS, GROUNDS, SHAPES, SPEEDS, TONES, Body, Prompt
-else:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from prompt import CAMERAS, COLOURS, DIRECTIONS, GROUNDS, SHAPES, SPEEDS, TONES, Body, Prompt
+from sparse_vdit.demo.prompt import (
+    CAMERAS,
+    COLOURS,
+    DIRECTIONS,
+    GROUNDS,
+    SHAPES,
+    SPEEDS,
+    TONES,
+    Body,
+    Prompt,
+)
 
 FRAMES = 16
 TRAVEL = {"slow": 0.4, "fast": 0.85}  # frame widths in a clip

@@ -27,14 +27,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-if __package__:
-    from . import clips, scenes
-    from .prompt import encode
-else:
-    sys.path.insert(0, str(Path(__file__).parent))
-    import clips
-    import scenes
-    from prompt import encode
+from sparse_vdit.demo import clips, scenes
+from sparse_vdit.demo.prompt import encode
 
 CONFIG: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -67,7 +61,7 @@ WARM_UP_STEPS, LOG_STEPS = 20, 20
 LAST_RATE = 0.02
 
 
-def build(start: str, config: dict[str, Any] | None = None) -> torch.nn.Module:
+def build(start: str, config: dict[str, Any] | None = None) -> Any:
     """Builds the untrained model.
 
     Args:
@@ -95,7 +89,7 @@ def build(start: str, config: dict[str, Any] | None = None) -> torch.nn.Module:
     return model
 
 
-def plant(model: torch.nn.Module) -> None:
+def plant(model: Any) -> None:
     """Gives the heads, counted through all layers, the shapes of `PLANTED` by positional q/k biases."""
     axes = {"frame": (0,), "tube": (16, 40), "local": (0, 16, 40)}  # first RoPE dimension of t, h, w
     width = model.config.attention_head_dim
@@ -110,7 +104,7 @@ def plant(model: torch.nn.Module) -> None:
                     linear.bias.data[head * width : (head + 1) * width] = PLANTED_NORM * unit / unit.norm()
 
 
-def turn_to_text(model: torch.nn.Module, heads: Sequence[int]) -> None:
+def turn_to_text(model: Any, heads: Sequence[int]) -> None:
     """Makes heads, counted through all layers, look at the text from the first step on.
 
     Eight text tokens among thousands get so little attention that the prompt is learned late. The query bias
@@ -154,8 +148,8 @@ def noise_levels() -> torch.Tensor:
 
 def velocity_loss(
     model: torch.nn.Module,
-    batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    tables: tuple[torch.Tensor, torch.Tensor],
+    batch: tuple[torch.Tensor, ...],
+    tables: tuple[torch.Tensor, ...],
     levels: torch.Tensor,
 ) -> torch.Tensor:
     """Returns the v-prediction loss per clip, [B].
@@ -205,6 +199,8 @@ class Muon:
         nudges = []
         for place in places:
             grad = self.matrices[place].grad
+            if grad is None:
+                raise ValueError(f"train: matrix {place} has no gradient, expected one")
             self.past[place].lerp_(grad, 1 - self.momentum)
             nudges.append(grad.lerp(self.past[place], self.momentum))
         rows, columns = nudges[0].shape
@@ -408,7 +404,7 @@ class Trainer:
         shards = [tuple(part[i::pieces].to(self.device) for part in batch) for i in range(pieces)]
         results = list(self.pool.map(lambda shard: self._gradient(shard, grid, count), shards))
         for place, parameter in enumerate(self.parameters):
-            parts = [grads[place] for _, grads in results if grads[place] is not None]
+            parts = [part for _, grads in results if (part := grads[place]) is not None]
             parameter.grad = sum(parts[1:], parts[0]) if parts else None
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         scale = self.options.schedule.rate(progress) * min(1.0, (self.counters["step"] + 1) / WARM_UP_STEPS)
