@@ -164,7 +164,7 @@ def rotary(pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def attention_share(pipe: Any, repeats: int = 2) -> tuple[float, float]:
+def attention_share(pipe: Any, repeats: int = 3) -> tuple[float, float]:
     """Measures the stock step.
 
     Args:
