@@ -227,6 +227,6 @@ def standing_notes(steps: int) -> list[str]:
         f"The first {dense_steps(steps)} of {steps} steps are dense in all sparse runs, controls included.",
         "PSNR says whether the same sample was drawn, and flatters blur: hence SSIM and the held-out loss.",
         "All metrics are measured on decoded tensors, never on compressed files.",
-        "The model is small and briefly trained: it paints the ground of its prompt and soft moving bodies. Read "
-        "it as a test of attention, not of art; but it was trained: on random weights any mask would look good.",
+        "The model is small and was trained briefly: it paints the ground of its prompt, while bodies are faint "
+        "smudges or missing. The pictures compare attention; they do not show what such a model can draw.",
     ]
