@@ -19,10 +19,11 @@ C_ARROWS: dict[str, set[str]] = {
     "base": set(),
     "pattern": {"base"},
     "attention": {"base", "pattern"},
-    "pyext": {"base", "pattern", "attention"},
+    "search": {"base", "pattern", "attention"},
+    "pyext": {"base", "pattern", "attention", "search"},
     "torchext": {"base", "pattern", "attention/attention.h", "pyext/api.h"},
 }
-CORE = ("base", "pattern", "attention")
+CORE = ("base", "pattern", "attention", "search")
 # Which Python room may import which. A room is a module or a folder of sparse_vdit.
 PYTHON_ARROWS: dict[str, set[str]] = {
     "errors": {"_C"},
@@ -33,6 +34,7 @@ PYTHON_ARROWS: dict[str, set[str]] = {
     "ops": {"plan", "pattern", "errors", "_C", "_torch"},
     "attention": {"ops", "plan", "pattern", "errors", "_C"},
     "choose": {"attention", "geometry", "pattern", "plan", "presets", "errors", "_C"},
+    "search": {"attention", "geometry", "pattern", "plan", "presets", "errors", "info", "_C"},
     "info": {"_C", "_torch", "errors"},
     "models": {"ops", "plan", "errors", "info", "_C"},
     "report": {"plan", "pattern", "geometry", "errors"},

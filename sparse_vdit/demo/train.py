@@ -37,8 +37,8 @@ CONFIG: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "patch_size": 4,
-    "sample_width": 64,
-    "sample_height": 64,
+    "sample_width": 32,
+    "sample_height": 32,
     "sample_frames": 61,
     "time_embed_dim": 128,
     "text_embed_dim": 64,
@@ -51,7 +51,7 @@ SCHEDULER: dict[str, Any] = {
     "timestep_spacing": "trailing",
     "prediction_type": "v_prediction",
 }
-FULL, PATCH, TIMESTEPS = 16, 4, 1000
+FRAMES, PATCH, TIMESTEPS = 16, 4, 1000
 GATE_BIAS = 0.3
 PLANTED = ("frame", "tube", "local", "free")
 PLANTED_NORM = 7.0
@@ -126,17 +126,17 @@ def turn_to_text(model: Any, heads: Sequence[int]) -> None:
 
 
 def rope(grid: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns cos and sin, [16 * grid * grid, 64].
+    """Returns cos and sin, [16 * grid * grid, 64], as the pipeline makes them.
 
-    They are cut out of the full table, so that positions mean the same on every grid.
+    CogVideoX stretches the positions of `sample_width` over the grid at hand. So a place in the frame means
+    the same on every grid, and what was learned on a small one (where bodies are) holds on the next.
     """
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
-    tables = get_3d_rotary_pos_embed(CONFIG["attention_head_dim"], ((0, 0), (FULL, FULL)), (FULL, FULL), FULL)
-    cut = [
-        table.view(FULL, FULL, FULL, -1)[:, :grid, :grid].reshape(FULL * grid * grid, -1) for table in tables
-    ]
-    return cut[0].contiguous(), cut[1].contiguous()
+    side = CONFIG["sample_width"] // PATCH
+    return get_3d_rotary_pos_embed(
+        CONFIG["attention_head_dim"], ((0, 0), (side, side)), (grid, grid), FRAMES
+    )
 
 
 def noise_levels() -> torch.Tensor:
