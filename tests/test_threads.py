@@ -150,10 +150,12 @@ layer.items()
 q = np.ones((1, 8, geometry.tokens, 64), np.float32)
 fine = s.Geometry(frames=33, height=90, width=160, block_q=16, block_k=16)
 wire = s.Pattern.periodic_tiles(tile=(1, 4, 4), time=(2, 0, None), space=(2, 5, 7)).to_ints()
+wide = s.Geometry(frames=128, height=1024, width=1024)
 small = np.ones((1, 8, 12000, 64), np.float32)
 calls = {
     "attention": lambda: s.attention(q, q, q, layer=layer),
     "visits": lambda: _C.visits(fine.to_ints(), [wire] * 1000, np.zeros(1000, bool)),
+    "places": lambda: _C.places(wide.to_ints(), (2, 1, 2, 2)),  # 1 GB
     "fma_peak": lambda: _C.fma_peak("float32", 30.0),
     "reference": lambda: _C.attention_reference(small, small, small, None, None, 0.125),
 }
@@ -224,6 +226,7 @@ def interrupt(code: str, call: str) -> list[str]:
     [
         "attention",
         "visits",
+        "places",
         "reference",
         "fma_peak",
         *(

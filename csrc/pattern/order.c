@@ -56,44 +56,47 @@ int64_t sv_order_video_index(const sv_geometry *g, const sv_order *order, int64_
   return tiles_video_index(&b, position);
 }
 
+#define POLLED_TOKENS 0xffff /* asked once in so many tokens: about 0.1 ms */
+
 typedef struct map_writer {
   int32_t *places, *tokens; /* [N], either may be NULL */
   int64_t place;            /* the next one to fill */
+  const sv_poll *poll;
+  bool is_stopped;
 } map_writer;
 
-static void put_token(map_writer *w, int64_t token) {
-  if (w->places) w->places[token] = (int32_t)w->place;
-  if (w->tokens) w->tokens[w->place] = (int32_t)token;
-  w->place++;
-}
-
 static void put_range(map_writer *w, int64_t first, int64_t n) {
-  for (int64_t i = 0; i < n; i++) put_token(w, first + i);
+  for (int64_t token = first; token < first + n && !w->is_stopped; token++) {
+    if (w->places) w->places[token] = (int32_t)w->place;
+    if (w->tokens) w->tokens[w->place] = (int32_t)token;
+    if ((++w->place & POLLED_TOKENS) == 0) w->is_stopped = sv_poll_interrupted(w->poll);
+  }
 }
 
 static void put_token_major(map_writer *w, const sv_geometry *g) {
   int64_t frame_tokens = sv_geometry_frame_tokens(g);
-  for (int64_t s = 0; s < frame_tokens; s++)
-    for (int64_t f = 0; f < g->frames; f++) put_token(w, g->prefix + f * frame_tokens + s);
+  for (int64_t s = 0; s < frame_tokens && !w->is_stopped; s++)
+    for (int64_t f = 0; f < g->frames; f++) put_range(w, g->prefix + f * frame_tokens + s, 1);
 }
 
 static void put_box(map_writer *w, const sv_geometry *g, const sv_boxes *b, int64_t bt, int64_t br,
                     int64_t bc) {
   int64_t f0 = bt * b->side[0], r0 = br * b->side[1], c0 = bc * b->side[2];
   int64_t frames = sv_boxes_length(b, 0, bt), rows = sv_boxes_length(b, 1, br);
-  for (int64_t f = f0; f < f0 + frames; f++)
+  for (int64_t f = f0; f < f0 + frames && !w->is_stopped; f++)
     for (int64_t r = r0; r < r0 + rows; r++)
       put_range(w, g->prefix + (f * g->height + r) * g->width + c0, sv_boxes_length(b, 2, bc));
 }
 
 static void put_tiles(map_writer *w, const sv_geometry *g, const sv_boxes *b) {
   for (int64_t bt = 0; bt < b->n[0]; bt++)
-    for (int64_t br = 0; br < b->n[1]; br++)
+    for (int64_t br = 0; br < b->n[1] && !w->is_stopped; br++)
       for (int64_t bc = 0; bc < b->n[2]; bc++) put_box(w, g, b, bt, br, bc);
 }
 
-void sv_order_places(const sv_geometry *g, const sv_order *order, int32_t *out_places, int32_t *out_tokens) {
-  map_writer w = {.places = out_places, .tokens = out_tokens, .place = 0};
+sv_status sv_order_places(const sv_geometry *g, const sv_order *order, const sv_poll *poll,
+                          int32_t *out_places, int32_t *out_tokens) {
+  map_writer w = {.places = out_places, .tokens = out_tokens, .poll = poll};
   put_range(&w, 0, g->prefix);
   if (order->kind == SV_ORDER_FRAME_MAJOR) put_range(&w, g->prefix, sv_geometry_video_tokens(g));
   if (order->kind == SV_ORDER_TOKEN_MAJOR) put_token_major(&w, g);
@@ -102,4 +105,5 @@ void sv_order_places(const sv_geometry *g, const sv_order *order, int32_t *out_p
     put_tiles(&w, g, &b);
   }
   put_range(&w, g->prefix + sv_geometry_video_tokens(g), g->suffix);
+  return w.is_stopped ? sv_fail(SV_ERR_INTERRUPTED, "order: interrupted") : SV_OK;
 }

@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+#include "base/parallel.h"
 #include "pattern/geometry.h"
 
 SV_EXTERN_C_BEGIN
@@ -30,8 +31,10 @@ sv_status sv_order_check(const sv_order *order);
 int64_t sv_order_position(const sv_geometry *g, const sv_order *order, int64_t v);
 int64_t sv_order_video_index(const sv_geometry *g, const sv_order *order, int64_t position);
 /* sv_order_places — out_places[i] = place of sequence index i; out_tokens[p] = sequence index at place p.
- * Either may be NULL. [N] each. */
-void sv_order_places(const sv_geometry *g, const sv_order *order, int32_t *out_places, int32_t *out_tokens);
+ * Either may be NULL. [N] each. poll (or NULL) is asked now and then.
+ *   contract [alloc none | errors INTERRUPTED | any thread] */
+sv_status sv_order_places(const sv_geometry *g, const sv_order *order, const sv_poll *poll,
+                          int32_t *out_places, int32_t *out_tokens);
 
 SV_EXTERN_C_END
 #endif

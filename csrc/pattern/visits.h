@@ -72,17 +72,19 @@ sv_status sv_visits_emit(const sv_geometry *g, const sv_pattern *pattern, int wi
 /* sv_visits_emit_mask — the same from a block mask, uint8 [nq, nk], as it stands (controls and tests). */
 sv_status sv_visits_emit_mask(const sv_geometry *g, const uint8_t *mask, int with_remainder, sv_row *out_rows,
                               sv_codes *codes);
-/* sv_visits_mask — decodes rows into a block mask, uint8 [nq, nk]; checks every bound (SV_ERR_ARG). */
+/* sv_visits_mask — decodes rows into a block mask, uint8 [nq, nk]; checks every bound (SV_ERR_ARG). poll (or
+ * NULL) is asked once per query block, here and below. */
 sv_status sv_visits_mask(const sv_geometry *g, const sv_row *rows, const uint32_t *codes, int64_t n_codes,
-                         uint8_t *out_mask);
+                         const sv_poll *poll, uint8_t *out_mask);
 /* sv_visits_items — items of a layer, longest first (key blocks + pooled tiles; ties: head, query block).
  *   rows       [P, nq]    choice [H] in 0..P-1    remainder [H] 0/1: read the pooled tiles too
  *   out_items  [H * nq]   *out_n = items written (rows without visits have none) */
 sv_status sv_visits_items(const sv_geometry *g, const sv_row *rows, int64_t n_patterns, const int32_t *choice,
-                          const uint8_t *remainder, int64_t n_heads, sv_item *out_items, int64_t *out_n);
+                          const uint8_t *remainder, int64_t n_heads, const sv_poll *poll, sv_item *out_items,
+                          int64_t *out_n);
 /* sv_visits_pairs — query-key token pairs in the visited blocks, by their real sizes (kv_len apart). */
 sv_status sv_visits_pairs(const sv_geometry *g, const sv_row *rows, const uint32_t *codes, int64_t n_codes,
-                          double *out_pairs);
+                          const sv_poll *poll, double *out_pairs);
 
 SV_EXTERN_C_END
 #endif

@@ -143,13 +143,14 @@ static sv_status mark_run(void *ctx, int64_t row, int64_t first, int64_t n) {
 }
 
 sv_status sv_visits_mask(const sv_geometry *g, const sv_row *rows, const uint32_t *codes, int64_t n_codes,
-                         uint8_t *out_mask) {
+                         const sv_poll *poll, uint8_t *out_mask) {
   SV_TRY(sv_geometry_check(g));
   reader r = make_reader(g, codes);
   mask_writer w = {.mask = out_mask, .n_blocks = r.n_blocks};
   int64_t n_rows = sv_geometry_query_blocks(g);
-  memset(out_mask, 0, (size_t)n_rows * (size_t)r.n_blocks);
   for (int64_t i = 0; i < n_rows; i++) {
+    if (sv_poll_interrupted(poll)) return sv_fail(SV_ERR_INTERRUPTED, "visits: interrupted");
+    memset(out_mask + i * r.n_blocks, 0, (size_t)r.n_blocks);
     SV_TRY(open_row(&r, &rows[i], i, n_codes));
     SV_TRY(visit_row(&r, &rows[i], mark_run, &w));
     SV_TRY(check_pooled(&r, &rows[i], out_mask + i * r.n_blocks));
@@ -171,13 +172,14 @@ static sv_status count_run(void *ctx, int64_t row, int64_t first, int64_t n) {
 }
 
 sv_status sv_visits_pairs(const sv_geometry *g, const sv_row *rows, const uint32_t *codes, int64_t n_codes,
-                          double *out_pairs) {
+                          const sv_poll *poll, double *out_pairs) {
   SV_TRY(sv_geometry_check(g));
   reader r = make_reader(g, codes);
   int64_t n_rows = sv_geometry_query_blocks(g), n_tokens = sv_geometry_tokens(g);
   int64_t pairs = 0; /* at most N * N < 2^62 */
   for (int64_t i = 0; i < n_rows; i++) {
     token_counter c = {.geometry = g};
+    if (sv_poll_interrupted(poll)) return sv_fail(SV_ERR_INTERRUPTED, "visits: interrupted");
     SV_TRY(open_row(&r, &rows[i], i, n_codes));
     SV_TRY(visit_row(&r, &rows[i], count_run, &c));
     pairs += c.n_tokens * (sv_least((i + 1) * g->block_q, n_tokens) - i * g->block_q);

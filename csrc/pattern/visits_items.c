@@ -14,7 +14,16 @@ typedef struct layer {
   const int32_t *choice;
   const uint8_t *remainder;
   int64_t n_heads, n_rows, tile_words;
+  const sv_poll *poll;
 } layer;
+
+#define POLLED_ROWS 0xfff /* asked once in so many rows: some 10 us */
+
+static bool is_stopped(const layer *l, int64_t row) {
+  return (row & POLLED_ROWS) == 0 && sv_poll_interrupted(l->poll);
+}
+
+static sv_status refuse_stopped(void) { return sv_fail(SV_ERR_INTERRUPTED, "items: interrupted"); }
 
 static const sv_row *row_of(const layer *l, int64_t head, int64_t query_block) {
   return l->rows + l->choice[head] * l->n_rows + query_block;
@@ -29,6 +38,7 @@ static sv_status check_rows(const layer *l, int64_t n_patterns, const sv_geometr
   int64_t n_pooled_words = sv_ceil_div(n_blocks, g->block_k) * l->tile_words;
   for (int64_t i = 0; i < n_patterns * l->n_rows; i++) {
     const sv_row *row = &l->rows[i];
+    if (is_stopped(l, i)) return refuse_stopped();
     if (row->n_blocks > n_blocks)
       return sv_fail(SV_ERR_ARG, "items: n_blocks of row %" PRId64 " is %" PRIu32 ", expected 0..%" PRId64, i,
                      row->n_blocks, n_blocks);
@@ -59,55 +69,64 @@ static sv_item make_item(const layer *l, int64_t head, int64_t query_block, cons
                    .n = range ? row->n_blocks : row->n_words + n_pooled_words};
 }
 
-static int64_t find_longest(const layer *l) {
-  int64_t longest = 0;
+static sv_status find_longest(const layer *l, int64_t *out_longest) {
+  *out_longest = 0;
   for (int64_t h = 0; h < l->n_heads; h++)
     for (int64_t i = 0; i < l->n_rows; i++) {
       int64_t n = length_of(l, h, row_of(l, h, i));
-      if (n > longest) longest = n;
+      if (is_stopped(l, i)) return refuse_stopped();
+      if (n > *out_longest) *out_longest = n;
     }
-  return longest;
+  return SV_OK;
 }
 
 /* count_starts — starts[n] = index of the first item of length n; items without visits are not counted. */
-static int64_t count_starts(const layer *l, int64_t longest, int64_t *starts) {
+static sv_status count_starts(const layer *l, int64_t longest, int64_t *starts, int64_t *out_total) {
   memset(starts, 0, (size_t)(longest + 1) * sizeof *starts);
   for (int64_t h = 0; h < l->n_heads; h++)
-    for (int64_t i = 0; i < l->n_rows; i++) starts[length_of(l, h, row_of(l, h, i))]++;
-  int64_t total = 0;
+    for (int64_t i = 0; i < l->n_rows; i++) {
+      if (is_stopped(l, i)) return refuse_stopped();
+      starts[length_of(l, h, row_of(l, h, i))]++;
+    }
+  *out_total = 0;
   for (int64_t n = longest; n > 0; n--) {
     int64_t count = starts[n];
-    starts[n] = total;
-    total += count;
+    starts[n] = *out_total;
+    *out_total += count;
   }
-  return total;
+  return SV_OK;
 }
 
-static void place_items(const layer *l, int64_t *starts, sv_item *out_items) {
+static sv_status place_items(const layer *l, int64_t *starts, sv_item *out_items) {
   for (int64_t h = 0; h < l->n_heads; h++)
     for (int64_t i = 0; i < l->n_rows; i++) {
       const sv_row *row = row_of(l, h, i);
       int64_t n = length_of(l, h, row);
+      if (is_stopped(l, i)) return refuse_stopped();
       if (n > 0) out_items[starts[n]++] = make_item(l, h, i, row);
     }
+  return SV_OK;
 }
 
 sv_status sv_visits_items(const sv_geometry *g, const sv_row *rows, int64_t n_patterns, const int32_t *choice,
-                          const uint8_t *remainder, int64_t n_heads, sv_item *out_items, int64_t *out_n) {
+                          const uint8_t *remainder, int64_t n_heads, const sv_poll *poll, sv_item *out_items,
+                          int64_t *out_n) {
   SV_TRY(sv_geometry_check(g));
   layer l = {.rows = rows,
              .choice = choice,
              .remainder = remainder,
              .n_heads = n_heads,
              .n_rows = sv_geometry_query_blocks(g),
-             .tile_words = sv_pooled_tile_words(g)};
+             .tile_words = sv_pooled_tile_words(g),
+             .poll = poll};
+  int64_t longest;
   SV_TRY(check_choice(&l, n_patterns));
   SV_TRY(check_rows(&l, n_patterns, g));
-  int64_t longest = find_longest(&l);
+  SV_TRY(find_longest(&l, &longest));
   void *starts;
   SV_TRY(sv_scratch_alloc("items", (size_t)(longest + 1) * sizeof(int64_t), &starts));
-  *out_n = count_starts(&l, longest, starts);
-  place_items(&l, starts, out_items);
+  sv_status status = count_starts(&l, longest, starts, out_n);
+  if (status == SV_OK) status = place_items(&l, starts, out_items);
   sv_scratch_free(starts);
-  return SV_OK;
+  return status;
 }

@@ -57,19 +57,25 @@ SVPY_FUNCTION(svpy_tokens) {
   npy_intp n = (npy_intp)sv_geometry_tokens(&g);
   PyObject *tokens = new_array(1, &n, NPY_INT32);
   if (!tokens) return NULL;
+  svpy_poll poll;
+  svpy_poll_open(&poll);
   Py_BEGIN_ALLOW_THREADS;
-  sv_order_places(&g, &order, NULL, PyArray_DATA((PyArrayObject *)tokens));
+  status = sv_order_places(&g, &order, &poll.poll, NULL, PyArray_DATA((PyArrayObject *)tokens));
   Py_END_ALLOW_THREADS;
-  return tokens;
+  return svpy_finish(module, status, &poll, tokens);
 }
 
-static sv_status fill_places(const sv_geometry *g, const sv_order *order, int64_t *out) {
-  void *narrow;
+/* The 32-bit map is written into the upper half of `out` and widened from the front: no second array. */
+static sv_status fill_places(const sv_geometry *g, const sv_order *order, const sv_poll *poll, int64_t *out) {
   int64_t n = sv_geometry_tokens(g);
-  SV_TRY(sv_scratch_alloc("places", (size_t)n * sizeof(int32_t), &narrow));
-  sv_order_places(g, order, narrow, NULL);
-  for (int64_t i = 0; i < n; i++) out[i] = ((int32_t *)narrow)[i];
-  sv_scratch_free(narrow);
+  int32_t *narrow = (int32_t *)out + n;
+  SV_TRY(sv_order_places(g, order, poll, narrow, NULL));
+  for (int64_t i = 0; i < n; i++) {
+    int32_t place = narrow[i];
+    memcpy(out + i, &(int64_t){place}, sizeof(int64_t));
+    if ((i & 0xffff) == 0 && sv_poll_interrupted(poll))
+      return sv_fail(SV_ERR_INTERRUPTED, "places: interrupted");
+  }
   return SV_OK;
 }
 
@@ -85,10 +91,12 @@ SVPY_FUNCTION(svpy_places) {
   npy_intp n = (npy_intp)sv_geometry_tokens(&g);
   PyObject *places = new_array(1, &n, NPY_INT64);
   if (!places) return NULL;
+  svpy_poll poll;
+  svpy_poll_open(&poll);
   Py_BEGIN_ALLOW_THREADS;
-  status = fill_places(&g, &order, PyArray_DATA((PyArrayObject *)places));
+  status = fill_places(&g, &order, &poll.poll, PyArray_DATA((PyArrayObject *)places));
   Py_END_ALLOW_THREADS;
-  return svpy_finish(module, status, NULL, places);
+  return svpy_finish(module, status, &poll, places);
 }
 
 /* ---- visits ---- */
@@ -278,10 +286,13 @@ SVPY_FUNCTION(svpy_block_mask) {
   npy_intp shape[] = {(npy_intp)sv_geometry_query_blocks(&one.g), (npy_intp)sv_geometry_key_blocks(&one.g)};
   PyObject *mask = new_array(2, shape, NPY_BOOL);
   if (!mask) return NULL;
+  svpy_poll poll;
+  svpy_poll_open(&poll);
   Py_BEGIN_ALLOW_THREADS;
-  status = sv_visits_mask(&one.g, one.rows, one.codes, one.n_codes, PyArray_DATA((PyArrayObject *)mask));
+  status = sv_visits_mask(&one.g, one.rows, one.codes, one.n_codes, &poll.poll,
+                          PyArray_DATA((PyArrayObject *)mask));
   Py_END_ALLOW_THREADS;
-  return svpy_finish(module, status, NULL, mask);
+  return svpy_finish(module, status, &poll, mask);
 }
 
 SVPY_FUNCTION(svpy_visited_pairs) {
@@ -291,13 +302,15 @@ SVPY_FUNCTION(svpy_visited_pairs) {
     return NULL;
   one_pattern one;
   double pairs = 0.0;
+  svpy_poll poll;
+  svpy_poll_open(&poll);
   sv_status status = take_pattern("visited_pairs", geometry, rows, codes, &one);
   if (status == SV_OK) {
     Py_BEGIN_ALLOW_THREADS;
-    status = sv_visits_pairs(&one.g, one.rows, one.codes, one.n_codes, &pairs);
+    status = sv_visits_pairs(&one.g, one.rows, one.codes, one.n_codes, &poll.poll, &pairs);
     Py_END_ALLOW_THREADS;
   }
-  return status == SV_OK ? PyFloat_FromDouble(pairs) : svpy_raise(module, status, NULL);
+  return svpy_finish(module, status, &poll, status == SV_OK ? PyFloat_FromDouble(pairs) : NULL);
 }
 
 /* ---- items ---- */
@@ -327,12 +340,12 @@ static sv_status take_item_call(PyObject *geometry, PyObject *rows, PyObject *ch
   return SV_OK;
 }
 
-static sv_status make_items(item_call *c) {
+static sv_status make_items(item_call *c, const sv_poll *poll) {
   void *block;
   size_t n = (size_t)(c->n_heads * sv_geometry_query_blocks(&c->g));
   SV_TRY(sv_scratch_alloc("items", n * sizeof(sv_item), &block));
   c->items = block;
-  return sv_visits_items(&c->g, c->rows, c->n_patterns, c->choice, c->remainder, c->n_heads, c->items,
+  return sv_visits_items(&c->g, c->rows, c->n_patterns, c->choice, c->remainder, c->n_heads, poll, c->items,
                          &c->n_items);
 }
 
@@ -343,10 +356,12 @@ SVPY_FUNCTION(svpy_items) {
                                    &remainder))
     return NULL;
   item_call c = {0};
+  svpy_poll poll;
+  svpy_poll_open(&poll);
   sv_status status = take_item_call(geometry, rows, choice, remainder, &c);
   if (status == SV_OK) {
     Py_BEGIN_ALLOW_THREADS;
-    status = make_items(&c);
+    status = make_items(&c, &poll.poll);
     Py_END_ALLOW_THREADS;
   }
   if (status == SV_OK) {
@@ -356,5 +371,5 @@ SVPY_FUNCTION(svpy_items) {
       memcpy(PyArray_DATA((PyArrayObject *)result), c.items, (size_t)c.n_items * sizeof(sv_item));
   }
   sv_scratch_free(c.items);
-  return svpy_finish(module, status, NULL, result);
+  return svpy_finish(module, status, &poll, result);
 }

@@ -47,12 +47,29 @@ static void check_order_refusals(void) {
   CHECK_FAILS(sv_order_check(&order), SV_ERR_ARG, "tile[2] is 2 without order tiles");
 }
 
+static bool at_once(void *ctx) {
+  (void)ctx;
+  return true;
+}
+
+static void check_interruption(void) {
+  const sv_geometry g = {64, 64, 32, 0, 5, 16, 16};
+  const sv_order orders[] = {{.kind = SV_ORDER_FRAME_MAJOR},
+                             {.kind = SV_ORDER_TOKEN_MAJOR},
+                             {.kind = SV_ORDER_TILES, .tile = {4, 4, 4}}};
+  const sv_poll poll = {.interrupted = at_once};
+  int32_t *places = malloc((size_t)sv_geometry_tokens(&g) * sizeof *places);
+  for (int i = 0; i < 3; i++)
+    CHECK_FAILS(sv_order_places(&g, &orders[i], &poll, places, NULL), SV_ERR_INTERRUPTED, "order");
+  free(places);
+}
+
 /* check_maps — places and tokens are inverse, and agree with the closed forms. */
 static void check_maps(const sv_geometry *g, const sv_order *order) {
   int64_t n = sv_geometry_tokens(g), n_video = sv_geometry_video_tokens(g);
   int32_t *places = malloc((size_t)n * sizeof *places), *tokens = malloc((size_t)n * sizeof *tokens);
-  sv_order_places(g, order, places, NULL);
-  sv_order_places(g, order, NULL, tokens);
+  CHECK_OK(sv_order_places(g, order, NULL, places, NULL));
+  CHECK_OK(sv_order_places(g, order, NULL, NULL, tokens));
   for (int64_t i = 0; i < n; i++) CHECK(tokens[places[i]] == i, "token %d", (int)i);
   for (int64_t i = 0; i < g->prefix; i++) CHECK(places[i] == i, "prefix %d", (int)i);
   for (int64_t i = g->prefix + n_video; i < n; i++) CHECK(places[i] == i, "suffix %d", (int)i);
@@ -98,6 +115,7 @@ static void check_far_positions(void) {
 int main(void) {
   check_geometry_refusals();
   check_order_refusals();
+  check_interruption();
   check_all_maps();
   check_far_positions();
   return check_result();

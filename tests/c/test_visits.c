@@ -41,7 +41,7 @@ static void drop(list *made) {
 
 static uint8_t *mask_of(const sv_geometry *g, const list *made) {
   uint8_t *mask = malloc((size_t)(sv_geometry_query_blocks(g) * sv_geometry_key_blocks(g)));
-  CHECK_OK(sv_visits_mask(g, made->rows, made->codes.words, made->codes.n, mask));
+  CHECK_OK(sv_visits_mask(g, made->rows, made->codes.words, made->codes.n, NULL, mask));
   return mask;
 }
 
@@ -86,7 +86,7 @@ static void check_full_and_skip(void) {
   list made = emit(&ten, full, 7, 1);
   double pairs = 0;
   CHECK(made.status == SV_OK && made.codes.n == 0 && made.rows[3].n_blocks == 10, "full is a range");
-  CHECK_OK(sv_visits_pairs(&ten, made.rows, made.codes.words, made.codes.n, &pairs));
+  CHECK_OK(sv_visits_pairs(&ten, made.rows, made.codes.words, made.codes.n, NULL, &pairs));
   CHECK(pairs == 150.0 * 150.0, "%f pairs", pairs);
   drop(&made);
   made = emit(&ten, skip, 7, 1);
@@ -220,8 +220,9 @@ static void check_refused_list(const sv_geometry *g, sv_row row, const uint32_t 
   uint8_t mask[10];
   double pairs;
   memcpy(exact, words, (size_t)n * sizeof *exact);
-  CHECK_FAILS(sv_visits_mask(g, rows, exact, n, mask), SV_ERR_ARG, says);
-  if (row.n_pooled_words == 0) CHECK_FAILS(sv_visits_pairs(g, rows, exact, n, &pairs), SV_ERR_ARG, says);
+  CHECK_FAILS(sv_visits_mask(g, rows, exact, n, NULL, mask), SV_ERR_ARG, says);
+  if (row.n_pooled_words == 0)
+    CHECK_FAILS(sv_visits_pairs(g, rows, exact, n, NULL, &pairs), SV_ERR_ARG, says);
   free(exact);
 }
 
@@ -282,7 +283,7 @@ static void check_items(void) {
   const uint8_t remainder[] = {0, 1, 1};
   sv_item items[3 * N];
   int64_t n = 0;
-  CHECK_OK(sv_visits_items(&ten, rows, 2, choice, remainder, 3, items, &n));
+  CHECK_OK(sv_visits_items(&ten, rows, 2, choice, remainder, 3, NULL, items, &n));
   CHECK(n == 2 * N, "%d items", (int)n);
   uint32_t length = UINT32_MAX;
   for (int64_t i = 0; i < n; i++) {
@@ -294,12 +295,13 @@ static void check_items(void) {
     length = now;
   }
   const int32_t bad[] = {2};
-  CHECK_FAILS(sv_visits_items(&ten, rows, 2, bad, remainder, 1, items, &n), SV_ERR_ARG, "choice[0] is 2");
+  CHECK_FAILS(sv_visits_items(&ten, rows, 2, bad, remainder, 1, NULL, items, &n), SV_ERR_ARG,
+              "choice[0] is 2");
   rows[3].n_blocks = 11;
-  CHECK_FAILS(sv_visits_items(&ten, rows, 2, choice, remainder, 3, items, &n), SV_ERR_ARG,
+  CHECK_FAILS(sv_visits_items(&ten, rows, 2, choice, remainder, 3, NULL, items, &n), SV_ERR_ARG,
               "n_blocks of row 3 is 11");
   rows[3].n_blocks = 0, rows[3].n_pooled_words = UINT32_MAX;
-  CHECK_FAILS(sv_visits_items(&ten, rows, 2, choice, remainder, 3, items, &n), SV_ERR_ARG,
+  CHECK_FAILS(sv_visits_items(&ten, rows, 2, choice, remainder, 3, NULL, items, &n), SV_ERR_ARG,
               "n_pooled_words of row 3");
   sv_codes_free(&codes);
 }
@@ -322,6 +324,30 @@ static void check_interruption(void) {
   CHECK_FAILS(sv_visits_emit(&g, &pattern, 1, rows, &codes, &poll), SV_ERR_INTERRUPTED,
               "visits: interrupted");
   CHECK(codes.n == 0, "the pool is as it was");
+  sv_codes_free(&codes);
+}
+
+static bool at_once(void *ctx) {
+  (void)ctx;
+  return true;
+}
+
+static void check_interrupted_readers(void) {
+  static const int64_t full[] = {0, 0, 0, 0, 0, 0, 0};
+  sv_row rows[10];
+  sv_codes codes = {0};
+  sv_pattern pattern;
+  CHECK_OK(sv_pattern_parse("test", &ten, full, 7, &pattern));
+  CHECK_OK(sv_visits_emit(&ten, &pattern, 0, rows, &codes, NULL));
+  const sv_poll poll = {.interrupted = at_once};
+  uint8_t mask[100];
+  double pairs;
+  sv_item items[10];
+  int64_t n;
+  CHECK_FAILS(sv_visits_mask(&ten, rows, codes.words, codes.n, &poll, mask), SV_ERR_INTERRUPTED, "visits");
+  CHECK_FAILS(sv_visits_pairs(&ten, rows, codes.words, codes.n, &poll, &pairs), SV_ERR_INTERRUPTED, "visits");
+  CHECK_FAILS(sv_visits_items(&ten, rows, 1, (int32_t[]){0}, (uint8_t[]){0}, 1, &poll, items, &n),
+              SV_ERR_INTERRUPTED, "items");
   sv_codes_free(&codes);
 }
 
@@ -356,8 +382,8 @@ static void check_failing_allocations(void) {
   sv_item items[10];
   int64_t n_items;
   sv_scratch_fail_at(1);
-  CHECK_FAILS(sv_visits_items(&ten, row, 1, (int32_t[]){0}, (uint8_t[]){0}, 1, items, &n_items), SV_ERR_NOMEM,
-              "items: ");
+  CHECK_FAILS(sv_visits_items(&ten, row, 1, (int32_t[]){0}, (uint8_t[]){0}, 1, NULL, items, &n_items),
+              SV_ERR_NOMEM, "items: ");
   sv_scratch_fail_at(0);
 }
 
@@ -372,6 +398,7 @@ int main(void) {
   check_damaged_lists();
   check_items();
   check_interruption();
+  check_interrupted_readers();
   check_failing_allocations();
   CHECK(sv_scratch_live() == 0, "%d blocks are still held", (int)sv_scratch_live());
   return check_result();
