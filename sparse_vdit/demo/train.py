@@ -134,9 +134,7 @@ def rope(grid: int) -> tuple[torch.Tensor, torch.Tensor]:
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
     side = CONFIG["sample_width"] // PATCH
-    return get_3d_rotary_pos_embed(
-        CONFIG["attention_head_dim"], ((0, 0), (side, side)), (grid, grid), FRAMES
-    )
+    return get_3d_rotary_pos_embed(CONFIG["attention_head_dim"], ((0, 0), (side, side)), (grid, grid), FRAMES)
 
 
 def noise_levels() -> torch.Tensor:
