@@ -58,6 +58,7 @@ C_SOURCES = [
     "csrc/pyext/api.c",
     "csrc/pyext/attention.c",
     "csrc/pyext/convert.c",
+    "csrc/pyext/cost.c",
     "csrc/pyext/errors.c",
     "csrc/pyext/info.c",
     "csrc/pyext/interrupt.c",
@@ -67,6 +68,8 @@ C_SOURCES = [
     "csrc/pyext/reference.c",
     "csrc/pyext/torch_runtime.c",
     "csrc/pyext/visits.c",
+    "csrc/search/cost.c",
+    "csrc/search/hardware.c",
 ]
 CPP_SOURCES = ["csrc/torchext/module.cpp", "csrc/torchext/ops.cpp"]
 

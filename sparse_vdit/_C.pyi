@@ -74,6 +74,25 @@ def attention_reference(
     kv_len: NDArray[np.int64] | None,
     scale: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def cost_layer(
+    hardware: NDArray[np.float64],
+    geometry: Ints,
+    visit_rows: NDArray[np.uint32],
+    codes: NDArray[np.uint32],
+    choice: NDArray[np.int32],
+    remainder: Masks,
+    orders: NDArray[np.int32],
+    batch: int,
+) -> tuple[float, NDArray[np.float64]]: ...
+def cost_heads(
+    hardware: NDArray[np.float64],
+    geometry: Ints,
+    visit_rows: NDArray[np.uint32],
+    codes: NDArray[np.uint32],
+    orders: NDArray[np.int32],
+    batch: int,
+) -> NDArray[np.float64]: ...
+def hardware_names() -> tuple[str, ...]: ...
 def attention_engine(dtype: str, head_dim: int) -> str: ...
 def fma_peak(dtype: str = "float32", seconds: float = 0.2) -> float: ...
 def build_info() -> dict[str, Any]: ...

@@ -1,0 +1,272 @@
+/* cost.c — counts what a row visits, prices it, and plays the engine's schedule. */
+#include "search/cost.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+#include "attention/walk.h"
+#include "base/scratch.h"
+
+#define US_PER_MS 1000.0
+
+/* What one query block visits. */
+typedef struct work {
+  int64_t n_keys, n_runs, n_short, n_pooled, n_tiles;
+} work;
+
+typedef struct pricing {
+  const sv_hardware *hardware;
+  const sv_cost_pool *pool;
+  int64_t n_tokens, n_rows, n_key_blocks;
+} pricing;
+
+static pricing open_pricing(const sv_hardware *hardware, const sv_cost_pool *pool) {
+  return (pricing){.hardware = hardware,
+                   .pool = pool,
+                   .n_tokens = sv_geometry_tokens(&pool->geometry),
+                   .n_rows = sv_geometry_query_blocks(&pool->geometry),
+                   .n_key_blocks = sv_geometry_key_blocks(&pool->geometry)};
+}
+
+/* ---- one item ---- */
+
+static int64_t count_bits(const uint32_t *bits, int64_t n_blocks) {
+  int64_t n = 0;
+  for (int64_t w = 0; w < sv_ceil_div(n_blocks, 32); w++)
+    for (uint32_t rest = bits[w]; rest; rest &= rest - 1) n++;
+  return n;
+}
+
+static void count_step(const pricing *p, const sv_step *step, work *w) {
+  int64_t block_k = p->pool->geometry.block_k;
+  if (step->kind == SV_STEP_POOLED) {
+    w->n_tiles++;
+    w->n_pooled += count_bits(step->bits, step->n_blocks);
+    return;
+  }
+  int64_t end = (step->first_block + step->n_blocks) * block_k;
+  w->n_runs++;
+  w->n_keys += (end < p->n_tokens ? end : p->n_tokens) - step->first_block * block_k;
+  w->n_short += end > p->n_tokens;
+}
+
+/* A short block has a code of its own: glued to the run before it, both are one run. */
+static bool is_glued(const sv_step *step, int64_t end_before, const pricing *p) {
+  return step->kind == SV_STEP_KEYS && step->first_block == end_before &&
+         step->first_block == p->n_key_blocks - 1;
+}
+
+static sv_status count_row(const pricing *p, const sv_row *row, bool with_remainder, work *out) {
+  const sv_attention_args lists = {
+      .geometry = p->pool->geometry, .codes = p->pool->codes, .n_codes = p->pool->n_codes};
+  bool is_range = row->n_words == 0 && row->n_blocks > 0;
+  uint32_t n_pooled_words = with_remainder ? row->n_pooled_words : 0;
+  sv_item item = {.head_kind = (uint32_t)(is_range ? SV_ITEM_RANGE : SV_ITEM_LIST) << 24,
+                  .first = row->first,
+                  .n = is_range ? row->n_blocks : row->n_words + n_pooled_words};
+  sv_walk walk;
+  sv_step step;
+  int64_t end_before = -1;
+  *out = (work){0};
+  SV_TRY(sv_walk_open(&lists, &item, &walk));
+  for (;;) {
+    SV_TRY(sv_walk_next(&walk, &step));
+    if (step.kind == SV_STEP_END) return SV_OK;
+    if (is_glued(&step, end_before, p)) out->n_runs--;
+    count_step(p, &step, out);
+    end_before = step.first_block + step.n_blocks;
+  }
+}
+
+/* Rows that are multiplied for n rows: strips of two heights, as few empty rows as can be. */
+static double multiplied_rows(const sv_hardware *h, int64_t n) {
+  int64_t tall = (int64_t)h->tall_rows, low = (int64_t)h->low_rows, best = INT64_MAX;
+  if (tall == 0 || low == 0) return 1.0;
+  for (int64_t n_low = 0; n_low < tall; n_low++) {
+    int64_t rest = n - n_low * low, rows = n_low * low + (rest > 0 ? sv_ceil_div(rest, tall) * tall : 0);
+    if (rows < best) best = rows;
+  }
+  return (double)best;
+}
+
+static double price_work(const pricing *p, const work *w, int64_t n_rows) {
+  const sv_hardware *h = p->hardware;
+  const sv_geometry *g = &p->pool->geometry;
+  double panels = ceil((double)w->n_pooled / SV_COST_POOLED);
+  double keys = (double)w->n_keys + panels * SV_COST_POOLED;
+  double chunks = h->chunk_keys > 0.0 ? ceil(keys / h->chunk_keys) : 0.0;
+  double us = h->item_us + chunks * h->chunk_us + (double)w->n_runs * h->run_us +
+              (double)w->n_keys / (double)g->block_k * h->full_us + (double)w->n_short * h->partial_us +
+              panels * h->pooled_us + (double)w->n_tiles * h->tile_us;
+  return us * multiplied_rows(h, n_rows) / multiplied_rows(h, g->block_q);
+}
+
+static int64_t rows_of_block(const pricing *p, int64_t query_block) {
+  int64_t block_q = p->pool->geometry.block_q, left = p->n_tokens - query_block * block_q;
+  return left < block_q ? left : block_q;
+}
+
+/* ---- one head ---- */
+
+/* Microseconds of a head and sample before its items. */
+static double price_packing(const pricing *p, int64_t pattern, bool with_remainder) {
+  const sv_hardware *h = p->hardware;
+  const sv_geometry *g = &p->pool->geometry;
+  double n_tokens = (double)p->n_tokens, us = h->head_us + n_tokens / (double)g->block_k * h->pack_us;
+  if (p->pool->orders[pattern] >= 0) us += n_tokens / (double)g->block_q * h->reorder_us;
+  if (with_remainder) us += (double)p->n_key_blocks * h->mean_us;
+  return us;
+}
+
+static double price_zeros(const pricing *p, int64_t query_block) {
+  return p->hardware->zero_us * (double)rows_of_block(p, query_block) / (double)p->pool->geometry.block_q;
+}
+
+/* Full and skip take no remainder: their rows hold no pooled tiles, and no means are made. */
+static bool has_pooled(const pricing *p, int64_t pattern) {
+  for (int64_t i = 0; i < p->n_rows; i++)
+    if (p->pool->rows[pattern * p->n_rows + i].n_pooled_words > 0) return true;
+  return false;
+}
+
+typedef struct head_price {
+  double packing_us, zeros_us, items_us; /* per sample */
+} head_price;
+
+/* item_us [nq] or NULL. */
+static sv_status price_head(const pricing *p, int64_t pattern, bool with_remainder, double *item_us,
+                            head_price *out) {
+  bool pooled = with_remainder && has_pooled(p, pattern);
+  *out = (head_price){.packing_us = price_packing(p, pattern, pooled)};
+  for (int64_t i = 0; i < p->n_rows; i++) {
+    work w;
+    SV_TRY(count_row(p, p->pool->rows + pattern * p->n_rows + i, pooled, &w));
+    bool is_item = w.n_runs > 0 || w.n_pooled > 0;
+    double us = is_item ? price_work(p, &w, rows_of_block(p, i)) : 0.0;
+    if (!is_item) out->zeros_us += price_zeros(p, i);
+    out->items_us += us;
+    if (item_us) item_us[i] = us;
+  }
+  return SV_OK;
+}
+
+static double share_ms(const pricing *p, const head_price *head) {
+  double us = head->packing_us + head->zeros_us + head->items_us;
+  return us * (double)p->pool->n_samples / p->hardware->workers / US_PER_MS;
+}
+
+/* ---- the schedule ---- */
+
+/* loads is a heap whose root is the least; its root has grown. */
+static void sink_root(double *loads, int64_t n) {
+  double load = loads[0];
+  int64_t at = 0;
+  for (;;) {
+    int64_t child = 2 * at + 1;
+    if (child >= n) break;
+    if (child + 1 < n && loads[child + 1] < loads[child]) child++;
+    if (loads[child] >= load) break;
+    loads[at] = loads[child];
+    at = child;
+  }
+  loads[at] = load;
+}
+
+double sv_cost_makespan(const double *times, int64_t n, int64_t workers, double *room) {
+  double longest = 0.0;
+  for (int64_t i = 0; i < workers; i++) room[i] = 0.0;
+  for (int64_t i = 0; i < n; i++) {
+    room[0] += times[i];
+    if (room[0] > longest) longest = room[0];
+    sink_root(room, workers);
+  }
+  return longest;
+}
+
+typedef struct schedule {
+  sv_item *items; /* [H * nq] */
+  double *us;     /* [H, nq] */
+  double *times;  /* [H * nq * B] in the engine's order */
+  double *loads;  /* [workers] */
+  int64_t n_items;
+} schedule;
+
+static sv_status open_schedule(const pricing *p, int64_t n_heads, schedule *out, void **block) {
+  size_t n = (size_t)(n_heads * p->n_rows), n_workers = (size_t)p->hardware->workers;
+  size_t n_doubles = n * (1 + (size_t)p->pool->n_samples) + n_workers;
+  SV_TRY(sv_scratch_alloc("cost", n * sizeof(sv_item) + n_doubles * sizeof(double), block));
+  out->us = *block;
+  out->times = out->us + n;
+  out->loads = out->times + n * (size_t)p->pool->n_samples;
+  out->items = (sv_item *)(void *)(out->loads + n_workers);
+  return SV_OK;
+}
+
+/* The engine's order: longest first by visits, the samples of an item one after the other. */
+static double play_schedule(const pricing *p, schedule *s) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < s->n_items; i++) {
+    double us = s->us[(int64_t)SV_ITEM_HEAD(s->items[i]) * p->n_rows + s->items[i].query_block];
+    for (int64_t b = 0; b < p->pool->n_samples; b++) s->times[n++] = us;
+  }
+  return sv_cost_makespan(s->times, n, (int64_t)p->hardware->workers, s->loads);
+}
+
+static sv_status price_layer(const pricing *p, const int32_t *choice, const uint8_t *remainder,
+                             int64_t n_heads, const sv_poll *poll, schedule *s, double *out_ms,
+                             double *out_head_ms) {
+  const sv_cost_pool *pool = p->pool;
+  double packing_us = 0.0, zeros_us = 0.0, n_samples = (double)pool->n_samples;
+  SV_TRY(sv_visits_items(&pool->geometry, pool->rows, pool->n_patterns, choice, remainder, n_heads, poll,
+                         s->items, &s->n_items));
+  for (int64_t h = 0; h < n_heads; h++) {
+    if (sv_poll_interrupted(poll)) return sv_fail(SV_ERR_INTERRUPTED, "cost: interrupted");
+    head_price head;
+    SV_TRY(price_head(p, choice[h], remainder[h] != 0, s->us + h * p->n_rows, &head));
+    packing_us += head.packing_us;
+    zeros_us += head.zeros_us;
+    out_head_ms[h] = share_ms(p, &head);
+  }
+  double shared_us = (packing_us + zeros_us) * n_samples / p->hardware->workers;
+  *out_ms = (p->hardware->launch_us + shared_us + play_schedule(p, s)) / US_PER_MS;
+  return SV_OK;
+}
+
+/* ---- the doors ---- */
+
+static sv_status check_pool(const sv_cost_pool *pool) {
+  SV_TRY(sv_geometry_check(&pool->geometry));
+  if (pool->n_samples < 1 || pool->n_samples > 0xffff)
+    return sv_fail(SV_ERR_ARG, "cost: batch is %" PRId64 ", expected 1..65535", pool->n_samples);
+  return SV_OK;
+}
+
+sv_status sv_cost_layer(const sv_hardware *hardware, const sv_cost_pool *pool, const int32_t *choice,
+                        const uint8_t *remainder, int64_t n_heads, const sv_poll *poll, double *out_ms,
+                        double *out_head_ms) {
+  SV_TRY(check_pool(pool));
+  if (n_heads < 1 || n_heads > 0xffffff)
+    return sv_fail(SV_ERR_ARG, "cost: there are %" PRId64 " heads, expected 1..16777215", n_heads);
+  pricing p = open_pricing(hardware, pool);
+  schedule s = {0};
+  void *block = NULL;
+  SV_TRY(open_schedule(&p, n_heads, &s, &block));
+  sv_status status = price_layer(&p, choice, remainder, n_heads, poll, &s, out_ms, out_head_ms);
+  sv_scratch_free(block);
+  return status;
+}
+
+sv_status sv_cost_heads(const sv_hardware *hardware, const sv_cost_pool *pool, const sv_poll *poll,
+                        double *out_ms) {
+  SV_TRY(check_pool(pool));
+  pricing p = open_pricing(hardware, pool);
+  for (int64_t i = 0; i < pool->n_patterns; i++) {
+    if (sv_poll_interrupted(poll)) return sv_fail(SV_ERR_INTERRUPTED, "cost: interrupted");
+    for (int r = 0; r < 2; r++) {
+      head_price head;
+      SV_TRY(price_head(&p, i, r == 1, NULL, &head));
+      out_ms[2 * i + r] = share_ms(&p, &head);
+    }
+  }
+  return SV_OK;
+}
