@@ -8,8 +8,7 @@
 
 #include "attention/walk.h"
 
-#define BLOCK_ROWS 256    /* query rows at a time: their queries and sums share the second-level cache */
-#define CHUNK_WORDS 32768 /* keys * D of a chunk: 128 KiB of keys and as much of values (measured) */
+#define BLOCK_ROWS 256 /* query rows at a time: their queries and sums share the second-level cache */
 #define MAX_SEGMENTS (SV_MAX_CHUNK / SV_PANEL + 1)
 
 typedef struct chunk {
@@ -42,11 +41,6 @@ static int64_t room_rows(const sv_pack *pack) {
   return rows + SV_MAX_STRIP;
 }
 
-static int32_t chunk_keys(const sv_pack *pack) {
-  int64_t n = CHUNK_WORDS / pack->head_dim / SV_PANEL * SV_PANEL;
-  return n > SV_MAX_CHUNK ? SV_MAX_CHUNK : (int32_t)n;
-}
-
 /* A piece of the room, or NULL while only its size is asked for. */
 static void *cut(char *room, size_t *used_bytes, int64_t bytes) {
   void *piece = room ? room + *used_bytes : NULL;
@@ -57,7 +51,7 @@ static void *cut(char *room, size_t *used_bytes, int64_t bytes) {
 static size_t place_room(const sv_pack *pack, char *room, block *out) {
   const int64_t f = sizeof(float), rows = room_rows(pack), n_columns = pack->n_v_panels * SV_PANEL;
   size_t used = 0;
-  out->max_chunk = chunk_keys(pack);
+  out->max_chunk = sv_engine_chunk_keys(pack->head_dim);
   out->q = cut(room, &used, rows * SV_LD_Q * f);
   out->o = cut(room, &used, rows * n_columns * f);
   out->row_max = cut(room, &used, rows * f);

@@ -1,7 +1,8 @@
-/* cost.c — prices for Python: _C.cost_layer, _C.cost_heads, _C.hardware_names. */
+/* cost.c — prices for Python: _C.cost_layer, _C.cost_heads; the constants: _C.hardware_names, _C.hardware_engine. */
 #include "search/cost.h"
 
 #include "pyext/convert.h"
+#include "pyext/layer.h"
 #include "pyext/module.h"
 
 typedef struct cost_call {
@@ -95,4 +96,20 @@ SVPY_FUNCTION(svpy_hardware_names) {
     if (!name || PyTuple_SetItem(names, (Py_ssize_t)i, name) != 0) Py_CLEAR(names); /* took the name */
   }
   return names;
+}
+
+SVPY_FUNCTION(svpy_hardware_engine) {
+  static char *names[] = {"dtype", "head_dim", NULL};
+  const char *dtype_name;
+  long long head_dim;
+  int32_t dtype;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "sL:hardware_engine", names, &dtype_name, &head_dim))
+    return NULL;
+  npy_intp n = (npy_intp)SV_HARDWARE_N;
+  PyObject *constants = PyArray_SimpleNew(1, &n, NPY_DOUBLE);
+  if (!constants) return NULL;
+  sv_status status = svpy_check_environment();
+  if (status == SV_OK) status = svpy_to_dtype("hardware", "dtype", dtype_name, &dtype);
+  if (status == SV_OK) status = sv_hardware_engine(dtype, head_dim, PyArray_DATA((PyArrayObject *)constants));
+  return svpy_finish(module, status, NULL, constants);
 }

@@ -29,6 +29,7 @@ static PyMethodDef functions[] = {
     ENTRY("cost_layer", svpy_cost_layer),
     ENTRY("cost_heads", svpy_cost_heads),
     ENTRY("hardware_names", svpy_hardware_names),
+    ENTRY("hardware_engine", svpy_hardware_engine),
     ENTRY("build_info", svpy_build_info),
     ENTRY("set_threads", svpy_set_threads),
     ENTRY("scratch_live", svpy_scratch_live),

@@ -26,11 +26,12 @@ SV_EXTERN_C_BEGIN
  *  pooled_us   per SV_COST_POOLED pseudo keys
  *  tile_us     per pooled tile read
  *  zero_us     per query block of zeros written */
-#define SV_HARDWARE_FIELDS(FIELD)                                                                            \
-  FIELD(workers)                                                                                             \
-  FIELD(tall_rows) FIELD(low_rows) FIELD(chunk_keys) FIELD(launch_us) FIELD(head_us) FIELD(pack_us)          \
-      FIELD(reorder_us) FIELD(mean_us) FIELD(item_us) FIELD(chunk_us) FIELD(run_us) FIELD(full_us)           \
-          FIELD(partial_us) FIELD(pooled_us) FIELD(tile_us) FIELD(zero_us)
+/* clang-format off */
+#define SV_HARDWARE_FIELDS(FIELD) \
+  FIELD(workers) FIELD(tall_rows) FIELD(low_rows) FIELD(chunk_keys) FIELD(launch_us) FIELD(head_us) \
+  FIELD(pack_us) FIELD(reorder_us) FIELD(mean_us) FIELD(item_us) FIELD(chunk_us) FIELD(run_us) \
+  FIELD(full_us) FIELD(partial_us) FIELD(pooled_us) FIELD(tile_us) FIELD(zero_us)
+/* clang-format on */
 
 typedef struct sv_hardware {
 #define SV_HARDWARE_MEMBER(name) double name;
@@ -43,6 +44,9 @@ typedef struct sv_hardware {
 
 /* sv_hardware_name — of constant i in 0..SV_HARDWARE_N-1; static string. */
 const char *sv_hardware_name(int64_t i);
+/* sv_hardware_engine — what is known of the CPU engine without measuring: workers = threads in use, strips, chunks;
+ * the times are 0. SV_ERR_UNSUPPORTED for a head_dim that no engine takes. */
+sv_status sv_hardware_engine(int32_t dtype, int64_t head_dim, sv_hardware *out);
 /* sv_hardware_read — from doubles, checked: finite, not negative; workers 1..65536, rows and keys whole numbers.
  * SV_ERR_ARG names the constant. */
 sv_status sv_hardware_read(const double *constants, int64_t n, sv_hardware *out);
