@@ -227,13 +227,14 @@ def write_atomic(folder: str | os.PathLike[str], name: str, data: bytes) -> Path
     path.mkdir(parents=True, exist_ok=True)
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _replace(directory, name, data)
+        replace_file(directory, name, data)
     finally:
         os.close(directory)
     return path / name
 
 
-def _replace(directory: int, name: str, data: bytes) -> None:
+def replace_file(directory: int, name: str, data: bytes) -> None:
+    """Writes a whole file into an open folder under a temporary name, then renames it."""
     temporary = f".{name}.{os.getpid()}.{secrets.token_hex(8)}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o666, dir_fd=directory)
