@@ -82,6 +82,8 @@ static const char *name_numpy_type(int numpy_type) {
     return "uint32";
   case NPY_INT64:
     return "int64";
+  case NPY_DOUBLE:
+    return "float64";
   default:
     return "float32";
   }
