@@ -1,34 +1,15 @@
 /* block_softmax.h — the running softmax of one score row, written once over a vector type (block_kernel.h). All
  * exponents are of 2: the queries carry the factor log2(e).
- *   p = 2^(s - m), l = sum of p; m moves only when a maximum passes it by more than SLACK (lazy rescaling).
- * 2^x = 2^n * 2^f, n = x rounded, f in -1/2..1/2 by a polynomial of degree 5: relative error 1.6e-7. */
+ *   p = 2^(s - m), l = sum of p; m moves only when a maximum passes it by more than SLACK (lazy rescaling). */
 #include <math.h>
 #include <string.h>
 
-#include "attention/block_ops.h"
+#include "attention/vec_common.h"
 #include "base/half.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define EACH(i, n) _Pragma("GCC unroll 32") for (int i = 0; i < (n); i++) /* unrolled whole */
-/* Loads of the next step stay behind it: hoisted, they cost the compiler copies and spills. */
-#define KEEP_ORDER() __asm__ volatile("" ::: "memory")
-#define PANEL_VECS (SV_PANEL / LANES)
-#define TILE_VECS (PANEL_VECS * TILE_PANELS)
-#define SLACK 8.0f      /* p <= 2^8: sums of 2^31 keys stay far from overflow */
-#define LOWEST (-1e30f) /* stands in for a maximum of -inf, so that nothing becomes inf - inf */
+#define SLACK 8.0f /* p <= 2^8: sums of 2^31 keys stay far from overflow */
 
 INLINE int32_t padded(int32_t n_keys) { return (n_keys + SV_PANEL - 1) / SV_PANEL * SV_PANEL; }
-
-INLINE vec exp2_vec(vec x) {
-  x = vec_max(vec_const(-126.0f), x); /* keeps NaN: the second operand is returned */
-  vec n = vec_round(x), f = vec_sub(x, n);
-  vec p = vec_fma(vec_const(0x1.5bba14p-10f), f, vec_const(0x1.3cea88p-7f));
-  p = vec_fma(p, f, vec_const(0x1.c6b752p-5f));
-  p = vec_fma(p, f, vec_const(0x1.ebf9bcp-3f));
-  p = vec_fma(p, f, vec_const(0x1.62e42ap-1f));
-  p = vec_fma(p, f, vec_const(1.0f));
-  return vec_scale2(p, n);
-}
 
 static float exp2_one(float x) {
   float lanes[LANES] = {0};

@@ -131,31 +131,36 @@ static reader make_reader(const sv_geometry *g, const uint32_t *codes) {
                   .tile_words = sv_pooled_tile_words(g)};
 }
 
-typedef struct mask_writer {
-  uint8_t *mask; /* [nq, nk] */
-  int64_t n_blocks;
-} mask_writer;
-
 static sv_status mark_run(void *ctx, int64_t row, int64_t first, int64_t n) {
-  mask_writer *w = ctx;
-  memset(w->mask + row * w->n_blocks + first, 1, (size_t)n);
+  (void)row;
+  memset((uint8_t *)ctx + first, 1, (size_t)n);
   return SV_OK;
+}
+
+static sv_status mark_row(reader *r, const sv_row *row, int64_t number, int64_t n_codes, uint8_t *out_mask) {
+  memset(out_mask, 0, (size_t)r->n_blocks);
+  SV_TRY(open_row(r, row, number, n_codes));
+  SV_TRY(visit_row(r, row, mark_run, out_mask));
+  return check_pooled(r, row, out_mask);
 }
 
 sv_status sv_visits_mask(const sv_geometry *g, const sv_row *rows, const uint32_t *codes, int64_t n_codes,
                          const sv_poll *poll, uint8_t *out_mask) {
   SV_TRY(sv_geometry_check(g));
   reader r = make_reader(g, codes);
-  mask_writer w = {.mask = out_mask, .n_blocks = r.n_blocks};
   int64_t n_rows = sv_geometry_query_blocks(g);
   for (int64_t i = 0; i < n_rows; i++) {
     if (sv_poll_interrupted(poll)) return sv_fail(SV_ERR_INTERRUPTED, "visits: interrupted");
-    memset(out_mask + i * r.n_blocks, 0, (size_t)r.n_blocks);
-    SV_TRY(open_row(&r, &rows[i], i, n_codes));
-    SV_TRY(visit_row(&r, &rows[i], mark_run, &w));
-    SV_TRY(check_pooled(&r, &rows[i], out_mask + i * r.n_blocks));
+    SV_TRY(mark_row(&r, &rows[i], i, n_codes, out_mask + i * r.n_blocks));
   }
   return SV_OK;
+}
+
+sv_status sv_visits_row_mask(const sv_geometry *g, const sv_row *rows, int64_t query_block,
+                             const uint32_t *codes, int64_t n_codes, uint8_t *out_mask) {
+  SV_TRY(sv_geometry_check(g));
+  reader r = make_reader(g, codes);
+  return mark_row(&r, &rows[query_block], query_block, n_codes, out_mask);
 }
 
 typedef struct token_counter {
