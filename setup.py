@@ -66,10 +66,15 @@ C_SOURCES = [
     "csrc/pyext/module.c",
     "csrc/pyext/pointers.c",
     "csrc/pyext/reference.c",
+    "csrc/pyext/select.c",
     "csrc/pyext/torch_runtime.c",
     "csrc/pyext/visits.c",
+    "csrc/search/budget.c",
     "csrc/search/cost.c",
     "csrc/search/hardware.c",
+    "csrc/search/hulls.c",
+    "csrc/search/select_budget.c",
+    "csrc/search/select_paper.c",
 ]
 CPP_SOURCES = ["csrc/torchext/module.cpp", "csrc/torchext/ops.cpp"]
 

@@ -30,6 +30,8 @@ static PyMethodDef functions[] = {
     ENTRY("cost_heads", svpy_cost_heads),
     ENTRY("hardware_names", svpy_hardware_names),
     ENTRY("hardware_engine", svpy_hardware_engine),
+    ENTRY("select_paper", svpy_select_paper),
+    ENTRY("select_budget", svpy_select_budget),
     ENTRY("build_info", svpy_build_info),
     ENTRY("set_threads", svpy_set_threads),
     ENTRY("scratch_live", svpy_scratch_live),
