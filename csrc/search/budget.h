@@ -11,7 +11,7 @@
 
 SV_EXTERN_C_BEGIN
 
-#define SV_BUDGET_SLACK 1e-10 /* of a budget: rounding of sums over up to 2^26 terms */
+#define SV_BUDGET_SLACK 1e-12 /* of a budget: rounding of sums */
 
 typedef enum sv_walk_direction { SV_WALK_RAISE = 0, SV_WALK_DROP = 1 } sv_walk_direction;
 

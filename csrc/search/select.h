@@ -64,7 +64,7 @@ typedef struct sv_budget_result {
  *   out_choice  [n] option of each decision                                                       written
  *   With caps, a layer whose error would exceed its cap gets a price of its own, lower than the common one.
  *   Ties: faster option, lower number; steps of equal ratio: lower decision. Budget and caps are kept up to the
- *   rounding of sums, 1e-10 relative. A budget that no choice meets is refused with the reachable range.
+ *   rounding of sums, 1e-12 relative. A budget that no choice meets is refused with the reachable range.
  *   contract    [alloc scratch O(n + hull points) | errors ARG NOMEM INTERRUPTED | any thread | no GIL |
  *               bitwise repeatable, whatever the number of threads] */
 sv_status sv_select_budget(const sv_budget_args *args, int32_t *out_choice, sv_budget_result *out_result);
