@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_vdit import _C
-from sparse_vdit.geometry import Json, closed, integer, json_type, shown
+from sparse_vdit.geometry import Json, checked_tile, closed, integer, json_type, shown
 from sparse_vdit.pattern import Geometry, Order, Pattern
 from sparse_vdit.plan.file import PlanError, layout, parse, read_bytes, write_atomic
 from sparse_vdit.plan.layer import VisitPool
@@ -142,7 +141,9 @@ class Candidates:
             return self.patterns[candidate]
         blocks = [int(block) for block in stripe[: self.mass_stripes[candidate - len(self.patterns)]]]
         if len(blocks) < self.mass_stripes[candidate - len(self.patterns)] or min(blocks) < 0:
-            raise ValueError(f"candidates: {self.name(candidate)} has blocks {blocks}, expected measured ones")
+            raise ValueError(
+                f"candidates: {self.name(candidate)} has blocks {blocks}, expected measured ones"
+            )
         return Pattern.vertical_stripe(key_blocks=sorted(blocks))
 
     @cached_property
@@ -277,7 +278,8 @@ def ladder(
     found = [Pattern.skip(), Pattern.full(), Pattern.diagonal(half_width=0)]
     for level in levels:
         found += _family(geometry, checked_density("ladder", level))
-    found += _boxes(geometry, tuple(tile) if tile is not None else box(geometry), levels)
+    sides = box(geometry) if tile is None else checked_tile("ladder", tile)
+    found += _boxes(geometry, sides, levels)
     distinct: dict[bytes, Pattern] = {}
     for key, pattern in zip(_covers(geometry, found), found, strict=True):
         distinct.setdefault(key, pattern)
@@ -342,7 +344,9 @@ def _boxes(geometry: Geometry, tile: tuple[int, int, int], levels: Sequence[floa
     shapes: dict[str, list[Pattern]] = {"alike": [], "time": [], "space": [], "periodic": []}
     space = max(counts[1:])
     for t, s in itertools.product(_widths(counts[0]), _widths(space)):
-        pattern = Pattern.periodic_tiles(tile=tile, time=(t, 0, None), rows=(s, 0, None), columns=(s, 0, None))
+        pattern = Pattern.periodic_tiles(
+            tile=tile, time=(t, 0, None), rows=(s, 0, None), columns=(s, 0, None)
+        )
         unlike = math.log(t / counts[0]) - math.log(s / space)
         kind = "alike" if abs(unlike) <= math.log(2) else "time" if unlike > 0 else "space"
         shapes[kind].append(pattern)
@@ -360,11 +364,11 @@ def _periodic(tile: tuple[int, int, int], counts: Sequence[int]) -> list[Pattern
     found = []
     for period, near in itertools.product((2, 3, 4), (1, 2, 3)):
         if period < counts[0]:
-            near_space = {"rows": (near, 0, None), "columns": (near, 0, None)}
-            found.append(Pattern.periodic_tiles(tile=tile, time=(1, 0, period), **near_space))
+            space = (near, 0, None)
+            found.append(Pattern.periodic_tiles(tile=tile, time=(1, 0, period), rows=space, columns=space))
         if period < max(counts[1:]):
-            every = {"rows": (1, 0, period), "columns": (1, 0, period)}
-            found.append(Pattern.periodic_tiles(tile=tile, time=(near, 0, None), **every))
+            every = (1, 0, period)
+            found.append(Pattern.periodic_tiles(tile=tile, time=(near, 0, None), rows=every, columns=every))
     return found
 
 
