@@ -32,6 +32,7 @@ static PyMethodDef functions[] = {
     ENTRY("hardware_engine", svpy_hardware_engine),
     ENTRY("select_paper", svpy_select_paper),
     ENTRY("select_budget", svpy_select_budget),
+    ENTRY("probe", svpy_probe),
     ENTRY("build_info", svpy_build_info),
     ENTRY("set_threads", svpy_set_threads),
     ENTRY("scratch_live", svpy_scratch_live),

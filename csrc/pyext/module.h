@@ -48,6 +48,7 @@ SVPY_FUNCTION(svpy_hardware_names);
 SVPY_FUNCTION(svpy_hardware_engine);
 SVPY_FUNCTION(svpy_select_paper);
 SVPY_FUNCTION(svpy_select_budget);
+SVPY_FUNCTION(svpy_probe);
 SVPY_FUNCTION(svpy_build_info);
 SVPY_FUNCTION(svpy_set_threads);
 SVPY_FUNCTION(svpy_scratch_live);
