@@ -35,7 +35,8 @@ typedef struct job {
   sv_hulls *hulls;
 } job;
 
-/* Slopes fall strictly as computed, not only in exact arithmetic: a point stays if the next one is less steep. */
+/* Slopes fall as computed, not only in exact arithmetic: a point stays unless the step to the next one is steeper
+ * than the step to it, or takes no time. */
 static sv_status build_chain(const job *j, int64_t i, sv_hull_point *chain, int32_t *out_count) {
   const int64_t n_options = j->args->n_options;
   const float *errors = j->args->errors + i * n_options;
@@ -54,7 +55,7 @@ static sv_status build_chain(const job *j, int64_t i, sv_hull_point *chain, int3
     while (n > 0) {
       const sv_hull_point *top = &chain[n - 1];
       slope = ((double)top->error - (double)error) / (order[at].time_ms - times[top->option]);
-      if (slope < top->slope) break;
+      if (slope <= top->slope && slope < (double)INFINITY) break;
       n--;
     }
     chain[n] = (sv_hull_point){n > 0 ? slope : (double)INFINITY, error, option};

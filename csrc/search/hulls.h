@@ -1,7 +1,7 @@
 /* hulls.h — the lower convex hull of (time, error) of every decision (private to select_budget.c).
  *
  *   error │ 0                     a chain: its fastest allowed option first, times rising, errors falling,
- *         │  \                    slopes strictly falling; what lies on or above it is never chosen
+ *         │  \                    slopes never rising; what lies above it is never chosen
  *         │   1   x
  *         │    ` .   x
  *         │        2 .  _ 3

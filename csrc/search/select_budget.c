@@ -99,9 +99,11 @@ static void group_members(sv_walk *w) {
 
 /* ---- caps of layers ---- */
 
-static double loosen(double budget) { return budget + fabs(budget) * SV_BUDGET_SLACK; }
+static double loosen(double budget) {
+  return isinf(budget) ? budget : budget + fabs(budget) * SV_BUDGET_SLACK;
+}
 
-/* As fast as the cap lets the layer be; its price, and the floor below which its chains may not go. */
+/* As fast as the cap lets the layer be: its price, and the floor below which its chains may not go. */
 static sv_status cap_layer(sv_walk *w, int64_t layer) {
   int64_t begin = w->layer_first[layer], end = w->layer_first[layer + 1];
   double cap = w->args->layer_caps[layer], limit = loosen(cap);
@@ -112,8 +114,7 @@ static sv_status cap_layer(sv_walk *w, int64_t layer) {
                    (long long)layer, cap, least, least, sv_walk_sum_error(w, begin, end, w->floor));
   SV_TRY(sv_walk_settle(w, SV_WALK_DROP, begin, end, limit, &w->layer_price[layer]));
   w->layer_left[layer] = limit - sv_walk_sum_error(w, begin, end, w->position);
-  if (w->args->objective == SV_LEAST_ERROR && isfinite(w->layer_price[layer]))
-    SV_TRY(sv_walk_fill(w, SV_WALK_DROP, begin, end, INFINITY));
+  if (isfinite(w->layer_price[layer])) SV_TRY(sv_walk_fill(w, SV_WALK_DROP, begin, end, INFINITY));
   for (int64_t m = begin; m < end; m++) w->floor[w->members[m]] = w->position[w->members[m]];
   return SV_OK;
 }
@@ -126,8 +127,8 @@ static sv_status cap_layers(sv_walk *w) {
   return SV_OK;
 }
 
-/* Least time: the cap binds again once the common price is found, with what its layer has left by then; the floor
- * of a chain is lifted, since a smaller step of it may still fit. */
+/* Least time, below the common price: what a cap has left has grown for chains that the budget closed, so the caps
+ * are asked step by step from here on, and the floors are lifted. */
 static void reopen_layers(sv_walk *w) {
   for (int64_t l = 0; has_caps(w) && l < count_layers(w); l++) {
     double sum = sv_walk_sum_error(w, w->layer_first[l], w->layer_first[l + 1], w->position);
