@@ -91,6 +91,7 @@ def cost_heads(
     codes: NDArray[np.uint32],
     orders: NDArray[np.int32],
     batch: int,
+    heads: int,
 ) -> NDArray[np.float64]: ...
 def hardware_names() -> tuple[str, ...]: ...
 def hardware_engine(dtype: str, head_dim: int) -> NDArray[np.float64]: ...
@@ -110,6 +111,22 @@ def select_budget(
     layer: NDArray[np.int32] | None = None,
     layer_caps: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]: ...
+def probe(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    rows: NDArray[np.int32],
+    geometry: Ints,
+    scale: float,
+    visit_rows: NDArray[np.uint32],
+    codes: NDArray[np.uint32],
+    orders: NDArray[np.int32],
+    tokens: NDArray[np.int32],
+    kv_len: NDArray[np.int64] | None,
+    betas: NDArray[np.float64],
+    stripes: NDArray[np.int32] | None,
+    stripe_counts: NDArray[np.int32],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
 def build_info() -> dict[str, Any]: ...
 def set_threads(n: int) -> None: ...
 def scratch_live() -> int: ...

@@ -1,0 +1,217 @@
+"""Errors of all candidates of a call on a sample of query rows, and the bias that serves each best.
+
+The arithmetic is `_C.probe` (csrc/search/probe.h); here are the sampling of rows, the measure behind the
+output projection, and the fit of a bias to a curve of few nodes. Next: `recorder.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_vdit import _C
+from sparse_vdit.geometry import Geometry
+
+from .candidates import Candidates
+
+ROWS = 64  # query rows per call that the search samples unless asked for more
+BETAS = np.linspace(-4.0, 4.0, 9)  # nodes of a curve; fitted biases were found in -2..3
+BETAS.flags.writeable = False
+FINE = 1 / 32  # step of the grid on which a curve's lowest point is sought
+CHUNK = 4096  # curves at a time
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Sums over the sampled rows and the batch.
+
+    Args:
+        plain: float64 [H, C], squared distance from full attention without remainder.
+        curve: float64 [H, C, K], the same with the bias `BETAS[i]`; equal to `plain` for full and skip.
+        energy: float64 [H], squares of full attention's output.
+        mass: float64 [H, key blocks], mean attention weight of each key block in frame_major order.
+    """
+
+    plain: Floats
+    curve: Floats
+    energy: Floats
+    mass: Floats
+
+
+def sample_rows(geometry: Geometry, n: int, seed: int | Sequence[int]) -> NDArray[np.int32]:
+    """Distinct sequence indices of query rows, ascending: min(n, N) of them.
+
+    Other tokens have their share of the rows (one at least), evenly spread. Of the video tokens every frame,
+    row and column has its share: along each axis one row is drawn out of each of equally many stretches.
+
+    Args:
+        geometry: the token layout.
+        n: rows wanted, >= 1.
+        seed: one or several integers >= 0; the same seed gives the same rows.
+    """
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"probe: rows is {type(n).__name__}, expected an integer")
+    if n < 1:
+        raise ValueError(f"probe: rows is {n}, expected at least 1")
+    tokens, video = geometry.tokens, geometry.video_tokens
+    if n >= tokens:
+        return np.arange(tokens, dtype=np.int32)
+    rng = np.random.default_rng(seed)
+    others = tokens - video
+    n_others = min(others, max(min(1, others, n - 1), round(n * others / tokens), n - video))
+    apart = _spread(rng, n_others, others)
+    apart = np.where(apart < geometry.prefix, apart, apart + video)
+    inside = geometry.prefix + _sample_video(rng, geometry, n - n_others)
+    return np.sort(np.concatenate([apart, inside])).astype(np.int32)
+
+
+def _spread(rng: np.random.Generator, n: int, total: int) -> NDArray[np.int64]:
+    """One index out of each of n equal stretches of `total`: distinct, ascending."""
+    return ((np.arange(n) + rng.random(n)) * total / max(n, 1)).astype(np.int64)
+
+
+def _sample_video(rng: np.random.Generator, geometry: Geometry, n: int) -> NDArray[np.int64]:
+    """n distinct video indices; where the draw repeats itself, tokens that it left out."""
+    axes = [
+        rng.permutation(_spread(rng, n, side)) for side in (geometry.frames, geometry.height, geometry.width)
+    ]
+    found = np.unique((axes[0] * geometry.height + axes[1]) * geometry.width + axes[2])
+    left = np.setdiff1d(np.arange(geometry.video_tokens), found, assume_unique=True)
+    return np.concatenate([found, rng.choice(left, n - len(found), replace=False)])
+
+
+def output_factors(weight: Any, heads: int) -> NDArray[np.float32]:
+    """L [H, D, D] with L^T L = W_h^T W_h for each head's slice W_h of an output projection.
+
+    Args:
+        weight: [features, H * D], as a linear layer holds it.
+        heads: H.
+    """
+    found = np.asarray(_numpy(weight), dtype=np.float64)
+    features, columns = found.shape
+    slices = found.reshape(features, heads, columns // heads).transpose(1, 0, 2)
+    if features < columns // heads:
+        slices = np.pad(slices, ((0, 0), (0, columns // heads - features), (0, 0)))
+    return np.linalg.qr(slices, mode="r").astype(np.float32)
+
+
+def probe(
+    candidates: Candidates,
+    q: Any,
+    k: Any,
+    v: Any,
+    rows: NDArray[np.int32],
+    *,
+    scale: float | None = None,
+    kv_len: NDArray[np.int64] | None = None,
+    stripes: NDArray[np.int32] | None = None,
+    projection: NDArray[Any] | None = None,
+) -> ProbeResult:
+    """Measures all candidates on the given query rows of one attention call.
+
+    Args:
+        candidates: what to measure; without `stripes` the mass stripes are left out.
+        q, k, v: [B, H, N, D] arrays or tensors on the CPU: float32, float16 or bfloat16.
+        rows: int32 [R], sequence indices (`sample_rows`).
+        scale: factor of the logits, default 1 / sqrt(D).
+        kv_len: int64 [B], keys at or beyond it take no part.
+        stripes: int32 [H, M], key blocks by falling mass.
+        projection: float [H, D, D] (`output_factors`): errors and energy are those of L out.
+
+    Raises:
+        ValueError, TypeError, UnsupportedError: one sentence that opens with `probe`.
+    """
+    pool = candidates.pool
+    visit_rows, codes = pool.visits
+    q, k, v = _numpy(q), _numpy(k), _numpy(v)
+    if projection is not None:
+        v = project_values(v, projection)
+    counts = candidates.mass_stripes if stripes is not None else ()
+    found = _C.probe(
+        q,
+        k,
+        v,
+        np.ascontiguousarray(rows, dtype=np.int32),
+        candidates.geometry.to_ints(),
+        1.0 / math.sqrt(max(int(q.shape[-1]), 1)) if scale is None else float(scale),
+        visit_rows,
+        codes,
+        candidates.orders,
+        pool.tokens,
+        None if kv_len is None else np.ascontiguousarray(kv_len, dtype=np.int64),
+        BETAS,
+        None if stripes is None else np.ascontiguousarray(stripes, dtype=np.int32),
+        np.array(counts, dtype=np.int32),
+    )
+    return ProbeResult(*found)
+
+
+def project_values(v: NDArray[Any], projection: NDArray[Any]) -> NDArray[np.float32]:
+    """v L^T [B, H, N, D]: attention is linear in the values, so that its output is L out."""
+    factors = np.asarray(projection, dtype=np.float32)
+    expected = (v.shape[1], v.shape[3], v.shape[3]) if v.ndim == 4 else None
+    if factors.shape != expected:
+        raise ValueError(f"probe: projection has shape {factors.shape}, expected {expected} (heads, D, D)")
+    return np.matmul(np.asarray(v, dtype=np.float32), factors.transpose(0, 2, 1))
+
+
+def fit_beta(plain: NDArray[Any], curve: NDArray[Any]) -> tuple[Floats, Floats]:
+    """The lowest point of each curve over -4..4.
+
+    Args:
+        plain: [...], unused where a curve has a finite point.
+        curve: [..., K] over `BETAS`.
+
+    Returns:
+        Error and bias, float64 [...].
+    """
+    nodes = np.asarray(curve, dtype=np.float64)
+    flat = nodes.reshape(-1, nodes.shape[-1])
+    errors, betas = np.empty(len(flat)), np.empty(len(flat))
+    for start in range(0, len(flat), CHUNK):
+        part = slice(start, start + CHUNK)
+        fine = flat[part] @ _INTERPOLATION.T
+        lowest = np.argmin(fine, axis=1)
+        errors[part] = np.maximum(np.take_along_axis(fine, lowest[:, None], axis=1)[:, 0], 0.0)
+        betas[part] = _FINE_BETAS[lowest]
+    return errors.reshape(nodes.shape[:-1]), betas.reshape(nodes.shape[:-1])
+
+
+def _spline(nodes: Floats, at: Floats) -> Floats:
+    """[len(at), len(nodes)]: values of the cubic spline (not a knot) through the nodes, as weights of their values."""
+    n, h = len(nodes), np.diff(nodes)
+    system, right = np.zeros((n, n)), np.zeros((n, n))
+    for i in range(1, n - 1):
+        system[i, i - 1 : i + 2] = h[i - 1], 2 * (h[i - 1] + h[i]), h[i]
+        right[i, i - 1 : i + 2] = 6 / h[i - 1], -6 / h[i - 1] - 6 / h[i], 6 / h[i]
+    system[0, :3] = h[1], -h[0] - h[1], h[0]
+    system[-1, -3:] = h[-1], -h[-2] - h[-1], h[-2]
+    bends = np.linalg.solve(system, right)
+    left = np.clip(np.searchsorted(nodes, at, side="right") - 1, 0, n - 2)
+    step = h[left][:, None]
+    b = (at[:, None] - nodes[left][:, None]) / step
+    a, unit = 1 - b, np.eye(n)
+    curved = (a**3 - a) * bends[left] + (b**3 - b) * bends[left + 1]
+    return a * unit[left] + b * unit[left + 1] + curved * step**2 / 6
+
+
+_FINE_BETAS = np.linspace(BETAS[0], BETAS[-1], round((BETAS[-1] - BETAS[0]) / FINE) + 1)
+_INTERPOLATION = _spline(BETAS, _FINE_BETAS)
+
+
+def _numpy(array: Any) -> NDArray[Any]:
+    """A view of an array or tensor; bfloat16 tensors, which NumPy does not know, as float32."""
+    if not hasattr(array, "detach"):
+        return np.asarray(array)
+    tensor = array.detach()
+    if str(tensor.dtype) == "torch.bfloat16":
+        tensor = tensor.float()
+    found: NDArray[Any] = tensor.numpy()
+    return found
