@@ -13,7 +13,7 @@ typedef struct cost_call {
 /* The arguments that both calls share. */
 typedef struct cost_door {
   PyObject *hardware, *geometry, *rows, *codes, *orders;
-  long long batch;
+  long long batch, heads;
 } cost_door;
 
 static sv_status take_pool(const cost_door *d, cost_call *out) {
@@ -32,24 +32,27 @@ static sv_status take_pool(const cost_door *d, cost_call *out) {
   out->pool.n_codes = PyArray_DIM(codes, 0);
   out->pool.orders = PyArray_DATA(orders);
   out->pool.n_samples = d->batch;
+  out->pool.n_heads = d->heads;
   return SV_OK;
 }
 
 SVPY_FUNCTION(svpy_cost_layer) {
   static char *names[] = {"hardware",  "geometry", "visit_rows", "codes", "choice",
                           "remainder", "orders",   "batch",      NULL};
-  cost_door d;
+  cost_door d = {0};
   PyObject *choice, *remainder;
   if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOL:cost_layer", names, &d.hardware, &d.geometry,
                                    &d.rows, &d.codes, &choice, &remainder, &d.orders, &d.batch))
     return NULL;
   cost_call c = {0};
   const int64_t any[] = {SVPY_ANY};
-  int64_t n_heads = 0;
   PyArrayObject *choices, *flags;
-  sv_status status = take_pool(&d, &c);
-  if (status == SV_OK) status = svpy_to_array("cost", "choice", choice, NPY_INT32, 1, any, &choices);
-  if (status == SV_OK) n_heads = PyArray_DIM(choices, 0);
+  sv_status status = svpy_to_array("cost", "choice", choice, NPY_INT32, 1, any, &choices);
+  if (status == SV_OK) {
+    d.heads = PyArray_DIM(choices, 0);
+    status = take_pool(&d, &c);
+  }
+  const int64_t n_heads = d.heads;
   if (status == SV_OK) status = svpy_to_array("cost", "remainder", remainder, NPY_BOOL, 1, &n_heads, &flags);
   if (status != SV_OK) return svpy_raise(module, status, NULL);
   npy_intp shape = (npy_intp)n_heads;
@@ -59,8 +62,8 @@ SVPY_FUNCTION(svpy_cost_layer) {
   svpy_poll poll;
   svpy_poll_open(&poll);
   Py_BEGIN_ALLOW_THREADS;
-  status = sv_cost_layer(&c.hardware, &c.pool, PyArray_DATA(choices), PyArray_DATA(flags), n_heads,
-                         &poll.poll, &ms, PyArray_DATA((PyArrayObject *)head_ms));
+  status = sv_cost_layer(&c.hardware, &c.pool, PyArray_DATA(choices), PyArray_DATA(flags), &poll.poll, &ms,
+                         PyArray_DATA((PyArrayObject *)head_ms));
   Py_END_ALLOW_THREADS;
   if (status == SV_OK) result = Py_BuildValue("dO", ms, head_ms);
   Py_DECREF(head_ms);
@@ -68,10 +71,10 @@ SVPY_FUNCTION(svpy_cost_layer) {
 }
 
 SVPY_FUNCTION(svpy_cost_heads) {
-  static char *names[] = {"hardware", "geometry", "visit_rows", "codes", "orders", "batch", NULL};
+  static char *names[] = {"hardware", "geometry", "visit_rows", "codes", "orders", "batch", "heads", NULL};
   cost_door d;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOL:cost_heads", names, &d.hardware, &d.geometry,
-                                   &d.rows, &d.codes, &d.orders, &d.batch))
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOLL:cost_heads", names, &d.hardware, &d.geometry,
+                                   &d.rows, &d.codes, &d.orders, &d.batch, &d.heads))
     return NULL;
   cost_call c = {0};
   sv_status status = take_pool(&d, &c);

@@ -8,6 +8,7 @@
 #include "base/scratch.h"
 
 #define US_PER_MS 1000.0
+#define MAX_ITEMS (INT64_C(1) << 32) /* of a call: 2^32 items are numbered in 32 bits */
 
 /* What one query block visits. */
 typedef struct work {
@@ -18,14 +19,21 @@ typedef struct pricing {
   const sv_hardware *hardware;
   const sv_cost_pool *pool;
   int64_t n_tokens, n_rows, n_key_blocks;
+  double pack_us; /* of a head and sample in the caller's order */
 } pricing;
 
-static pricing open_pricing(const sv_hardware *hardware, const sv_cost_pool *pool) {
-  return (pricing){.hardware = hardware,
+static pricing open_pricing(const sv_hardware *h, const sv_cost_pool *pool) {
+  const sv_geometry *g = &pool->geometry;
+  double n_tokens = (double)sv_geometry_tokens(g);
+  double far_share = 1.0 - h->cache_tokens / (n_tokens * (double)pool->n_heads * (double)pool->n_samples);
+  if (far_share < 0.0) far_share = 0.0;
+  return (pricing){.hardware = h,
                    .pool = pool,
-                   .n_tokens = sv_geometry_tokens(&pool->geometry),
-                   .n_rows = sv_geometry_query_blocks(&pool->geometry),
-                   .n_key_blocks = sv_geometry_key_blocks(&pool->geometry)};
+                   .n_tokens = sv_geometry_tokens(g),
+                   .n_rows = sv_geometry_query_blocks(g),
+                   .n_key_blocks = sv_geometry_key_blocks(g),
+                   .pack_us =
+                       h->head_us + n_tokens / (double)g->block_k * (h->pack_us + far_share * h->far_us)};
 }
 
 /* ---- one item ---- */
@@ -112,8 +120,8 @@ static int64_t rows_of_block(const pricing *p, int64_t query_block) {
 static double price_packing(const pricing *p, int64_t pattern, bool with_remainder) {
   const sv_hardware *h = p->hardware;
   const sv_geometry *g = &p->pool->geometry;
-  double n_tokens = (double)p->n_tokens, us = h->head_us + n_tokens / (double)g->block_k * h->pack_us;
-  if (p->pool->orders[pattern] >= 0) us += n_tokens / (double)g->block_q * h->reorder_us;
+  double us = p->pack_us;
+  if (p->pool->orders[pattern] >= 0) us += (double)p->n_tokens / (double)g->block_q * h->reorder_us;
   if (with_remainder) us += (double)p->n_key_blocks * h->mean_us;
   return us;
 }
@@ -191,8 +199,8 @@ typedef struct schedule {
   int64_t n_items;
 } schedule;
 
-static sv_status open_schedule(const pricing *p, int64_t n_heads, schedule *out, void **block) {
-  size_t n = (size_t)(n_heads * p->n_rows), n_workers = (size_t)p->hardware->workers;
+static sv_status open_schedule(const pricing *p, schedule *out, void **block) {
+  size_t n = (size_t)(p->pool->n_heads * p->n_rows), n_workers = (size_t)p->hardware->workers;
   size_t n_doubles = n * (1 + (size_t)p->pool->n_samples) + n_workers;
   SV_TRY(sv_scratch_alloc("cost", n * sizeof(sv_item) + n_doubles * sizeof(double), block));
   out->us = *block;
@@ -213,13 +221,12 @@ static double play_schedule(const pricing *p, schedule *s) {
 }
 
 static sv_status price_layer(const pricing *p, const int32_t *choice, const uint8_t *remainder,
-                             int64_t n_heads, const sv_poll *poll, schedule *s, double *out_ms,
-                             double *out_head_ms) {
+                             const sv_poll *poll, schedule *s, double *out_ms, double *out_head_ms) {
   const sv_cost_pool *pool = p->pool;
   double packing_us = 0.0, zeros_us = 0.0, n_samples = (double)pool->n_samples;
-  SV_TRY(sv_visits_items(&pool->geometry, pool->rows, pool->n_patterns, choice, remainder, n_heads, poll,
-                         s->items, &s->n_items));
-  for (int64_t h = 0; h < n_heads; h++) {
+  SV_TRY(sv_visits_items(&pool->geometry, pool->rows, pool->n_patterns, choice, remainder, pool->n_heads,
+                         poll, s->items, &s->n_items));
+  for (int64_t h = 0; h < pool->n_heads; h++) {
     if (sv_poll_interrupted(poll)) return sv_fail(SV_ERR_INTERRUPTED, "cost: interrupted");
     head_price head;
     SV_TRY(price_head(p, choice[h], remainder[h] != 0, s->us + h * p->n_rows, &head));
@@ -238,20 +245,24 @@ static sv_status check_pool(const sv_cost_pool *pool) {
   SV_TRY(sv_geometry_check(&pool->geometry));
   if (pool->n_samples < 1 || pool->n_samples > 0xffff)
     return sv_fail(SV_ERR_ARG, "cost: batch is %" PRId64 ", expected 1..65535", pool->n_samples);
+  if (pool->n_heads < 1 || pool->n_heads > 0xffffff)
+    return sv_fail(SV_ERR_ARG, "cost: there are %" PRId64 " heads, expected 1..16777215", pool->n_heads);
+  if (pool->n_heads > MAX_ITEMS / pool->n_samples / sv_geometry_query_blocks(&pool->geometry))
+    return sv_fail(SV_ERR_ARG,
+                   "cost: %" PRId64 " heads of %" PRId64
+                   " samples have too many items, expected at most %" PRId64,
+                   pool->n_heads, pool->n_samples, MAX_ITEMS);
   return SV_OK;
 }
 
 sv_status sv_cost_layer(const sv_hardware *hardware, const sv_cost_pool *pool, const int32_t *choice,
-                        const uint8_t *remainder, int64_t n_heads, const sv_poll *poll, double *out_ms,
-                        double *out_head_ms) {
+                        const uint8_t *remainder, const sv_poll *poll, double *out_ms, double *out_head_ms) {
   SV_TRY(check_pool(pool));
-  if (n_heads < 1 || n_heads > 0xffffff)
-    return sv_fail(SV_ERR_ARG, "cost: there are %" PRId64 " heads, expected 1..16777215", n_heads);
   pricing p = open_pricing(hardware, pool);
   schedule s = {0};
   void *block = NULL;
-  SV_TRY(open_schedule(&p, n_heads, &s, &block));
-  sv_status status = price_layer(&p, choice, remainder, n_heads, poll, &s, out_ms, out_head_ms);
+  SV_TRY(open_schedule(&p, &s, &block));
+  sv_status status = price_layer(&p, choice, remainder, poll, &s, out_ms, out_head_ms);
   sv_scratch_free(block);
   return status;
 }

@@ -3,7 +3,8 @@
  *
  *   item      item + chunks chunk + runs run + keys/block_k full + short partial + ceil(pooled/16) pooled
  *             + tiles tile, times the rows that are really multiplied over those of a whole query block
- *   head      head + key blocks pack + its order (reorder) + its remainder (mean), once per sample
+ *   head      head + key blocks (pack + far max(0, 1 - cache_tokens / (B H N))) + its order (reorder) + its
+ *             remainder (mean), once per sample
  *   layer     launch + (zeros + heads) / workers + makespan of the items
  *   It knows nothing of errors; of memory only what the constants hold. Next: select.h. */
 #ifndef SV_SEARCH_COST_H
@@ -26,6 +27,7 @@ typedef struct sv_cost_pool {
   int64_t n_codes;
   const int32_t *orders; /* [P]: -1 = the caller's own order, no reordering */
   int64_t n_samples;     /* B of the call */
+  int64_t n_heads;       /* H of the layer */
 } sv_cost_pool;
 
 /* sv_cost_layer — one call with any mix of patterns.
@@ -34,8 +36,7 @@ typedef struct sv_cost_pool {
  *   equation    out_ms >= launch + sum of out_head_ms, equal for one worker
  *   contract    [alloc scratch O(B H nq) | errors ARG NOMEM INTERRUPTED | any thread | no GIL | bitwise repeatable] */
 sv_status sv_cost_layer(const sv_hardware *hardware, const sv_cost_pool *pool, const int32_t *choice,
-                        const uint8_t *remainder, int64_t n_heads, const sv_poll *poll, double *out_ms,
-                        double *out_head_ms);
+                        const uint8_t *remainder, const sv_poll *poll, double *out_ms, double *out_head_ms);
 /* sv_cost_heads — the additive share of a head with each pattern.
  *   out_ms      [P, 2]: plain, with remainder
  *   contract    [no alloc | errors ARG INTERRUPTED | any thread | no GIL | bitwise repeatable] */

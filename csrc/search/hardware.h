@@ -13,9 +13,11 @@ SV_EXTERN_C_BEGIN
 /*  workers     CPU threads, or multiprocessors
  *  tall_rows, low_rows   CPU: the two strips that the rows of a query block are cut into; 0 = never cut
  *  chunk_keys  CPU: keys multiplied at once; 0 = no chunks
+ *  cache_tokens  tokens x heads x samples of a call that the last cache holds; 0 = all are far away
  *  launch_us   per call, on the calling thread
  *  head_us     per head and sample
  *  pack_us     per key block of keys and values packed
+ *  far_us      added per key block for the part of the call that the cache does not hold
  *  reorder_us  per query block of tokens in another order: q, k, v in, the output back
  *  mean_us     per key block averaged for a remainder
  *  item_us     per item: queries in, results out (t0)
@@ -28,9 +30,10 @@ SV_EXTERN_C_BEGIN
  *  zero_us     per query block of zeros written */
 /* clang-format off */
 #define SV_HARDWARE_FIELDS(FIELD) \
-  FIELD(workers) FIELD(tall_rows) FIELD(low_rows) FIELD(chunk_keys) FIELD(launch_us) FIELD(head_us) \
-  FIELD(pack_us) FIELD(reorder_us) FIELD(mean_us) FIELD(item_us) FIELD(chunk_us) FIELD(run_us) \
-  FIELD(full_us) FIELD(partial_us) FIELD(pooled_us) FIELD(tile_us) FIELD(zero_us)
+  FIELD(workers) FIELD(tall_rows) FIELD(low_rows) FIELD(chunk_keys) FIELD(cache_tokens) FIELD(launch_us) \
+  FIELD(head_us) FIELD(pack_us) FIELD(far_us) FIELD(reorder_us) FIELD(mean_us) FIELD(item_us) \
+  FIELD(chunk_us) FIELD(run_us) FIELD(full_us) FIELD(partial_us) FIELD(pooled_us) FIELD(tile_us) \
+  FIELD(zero_us)
 /* clang-format on */
 
 typedef struct sv_hardware {

@@ -1,0 +1,317 @@
+"""Measures a machine: times of small layers, from which the constants of `hardware.py` follow by least squares.
+
+Each layer is a set of block masks that stresses one piece: few or many key blocks, in one run or scattered, with
+means, in another order, skipped. What a layer should cost is linear in the constants, so the matrix of the fit is
+made by the cost model itself (`_C.cost_layer` with one constant 1 and the others 0): there is no second copy of the
+equation. Layers take turns, round after round; what is fitted are medians over rounds, a round's own speed taken
+out. Then all workers together, and a check on layers that the fit has not seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sparse_vdit import _C
+from sparse_vdit.attention import attention
+from sparse_vdit.pattern import Geometry, Order
+from sparse_vdit.plan import LayerPlan
+from sparse_vdit.search.cost import price_layer
+from sparse_vdit.search.hardware import TIMES, Hardware
+
+HEADS = 2
+CHECKS = 8
+SHARES = (0.6, 0.15, 0.25)  # of the time: fit, all workers, check
+LEAST_ROUNDS = 3
+CACHE_TOKENS = [4096 * 2 ** (n / 2) for n in range(15)]  # tokens x heads: 4,096 to half a million
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A layer to measure, and the arrays it runs on."""
+
+    name: str
+    layer: LayerPlan
+    run: Callable[[], object]
+
+
+def calibrate(
+    *,
+    dtype: str = "float32",
+    head_dim: int = 64,
+    block_q: int = 64,
+    block_k: int = 64,
+    seconds: float = 30.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> Hardware:
+    """Measures the constants of this machine for one dtype, head size and pair of block sizes.
+
+    Args:
+        dtype: "float32", "float16" or "bfloat16" (which needs torch).
+        head_dim, block_q, block_k: of the calls to come.
+        seconds: what it may take; less than 10 gives rough constants.
+        seed: of the masks and of the data.
+        progress: a progress bar on stderr.
+
+    Returns:
+        The constants, with the errors of the check.
+    """
+    if not seconds > 0:
+        raise ValueError(f"calibrate: seconds is {seconds}, expected more than 0")
+    known = _C.hardware_engine(dtype, head_dim)
+    engine = _C.attention_engine(dtype, head_dim)
+    start = Hardware(engine, dtype, head_dim, block_q, block_k, tuple(known.tolist()))
+    rng = np.random.default_rng(seed)
+    fit, check = samples(start, rng), mixed_samples(start, rng)
+    with tqdm(total=100, desc="calibrate", unit="%", disable=not progress, leave=False) as bar:
+        alone = start.replaced(workers=1)
+        ms = measure(fit, seconds * SHARES[0], 1, bar, 100 * SHARES[0])
+        found = fitted(alone, [sample.layer for sample in fit], ms)
+        if start.workers > 1:
+            found = crowded(found, check[: CHECKS // 2], seconds * SHARES[1], start.workers, bar)
+        ms = measure(check[CHECKS // 2 :], seconds * SHARES[2], start.workers, bar, 100 * SHARES[2])
+    errors = np.abs([predict(found, s.layer) / t - 1 for s, t in zip(check[CHECKS // 2 :], ms, strict=True)])
+    return dataclasses.replace(found, median_error=float(np.median(errors)), worst_error=float(errors.max()))
+
+
+# ---- layers ----
+
+
+def samples(hardware: Hardware, rng: np.random.Generator) -> list[Sample]:
+    """What the fit sees: every constant is large in some of them."""
+    geometry = _geometry(hardware)
+    tiny = dataclasses.replace(geometry, frames=1, height=hardware.block_q, width=1, prefix=0)
+    make = _Maker(hardware, geometry, rng)
+    n = geometry.key_blocks
+    counts = sorted({1, 2, 4, 8, n // 6, n // 4, n // 2, n - 1} - {0})
+    token, tiles = Order.token_major(), Order.tiles(2, 8, 8)
+    found = [make.sample("dense", make.runs(n))]
+    found += [make.sample(f"run of {c}", make.runs(c)) for c in counts]
+    found += [make.sample(f"{c} scattered", make.scattered(c)) for c in counts]
+    found += [make.sample(f"{c} scattered, means", make.scattered(c), remainder=True) for c in counts[::2]]
+    found += [make.sample("means alone", make.scattered(0), remainder=True)]
+    found += [make.sample(f"run of {c}, means", make.runs(c), remainder=True) for c in counts[1::3]]
+    for name, order in (("token_major", token), ("tiles", tiles)):
+        found += [make.sample(f"run of {c}, {name}", make.runs(c), order=order) for c in counts[:3]]
+    found += [make.sample("last block", make.last()), make.sample("mostly skipped", make.runs(1, every=8))]
+    found += [make.sample(f"{h} heads", make.runs(1), heads=h) for h in (1, 4, 8, 12, 24)]
+    small = _Maker(hardware, tiny, rng)
+    return [*found, small.sample("one block", small.runs(1), heads=1)]
+
+
+def mixed_samples(hardware: Hardware, rng: np.random.Generator, count: int = CHECKS) -> list[Sample]:
+    """Layers of random heads, which the fit does not see."""
+    geometry = _geometry(hardware)
+    make = _Maker(hardware, geometry, rng)
+    orders = [Order.frame_major(), Order.token_major(), Order.tiles(2, 8, 8)]
+    found = []
+    for number in range(count):
+        masks, remainders, used = [], [], []
+        for _ in range(HEADS):
+            c = int(rng.integers(1, geometry.key_blocks + 1) ** 1.5 / geometry.key_blocks**0.5) + 1
+            masks.append(make.runs(c) if rng.random() < 0.5 else make.scattered(c))
+            remainders.append(0.0 if rng.random() < 0.5 else None)
+            used.append(orders[int(rng.integers(3))])
+        found.append(make.of_masks(f"mixed {number}", masks, used, remainders))
+    return found
+
+
+def _geometry(hardware: Hardware) -> Geometry:
+    return Geometry(16, 16, 16, prefix=8, block_q=hardware.block_q, block_k=hardware.block_k)
+
+
+class _Maker:
+    """Random masks over one geometry, and the arrays that all layers share."""
+
+    def __init__(self, hardware: Hardware, geometry: Geometry, rng: np.random.Generator) -> None:
+        self.hardware, self.geometry, self.rng = hardware, geometry, rng
+        self.shape = (geometry.query_blocks, geometry.key_blocks)
+        self.arrays: dict[int, list[Any]] = {}
+
+    def runs(self, count: int, every: int = 1) -> NDArray[np.bool_]:
+        """One run of key blocks for every `every`-th query block."""
+        mask = np.zeros(self.shape, dtype=bool)
+        for row in mask[::every]:
+            first = self.rng.integers(0, self.shape[1] - min(count, self.shape[1]) + 1)
+            row[first : first + count] = True
+        return mask
+
+    def scattered(self, count: int) -> NDArray[np.bool_]:
+        """Key blocks anywhere."""
+        mask = np.zeros(self.shape, dtype=bool)
+        for row in mask:
+            row[self.rng.permutation(self.shape[1])[:count]] = True
+        return mask
+
+    def last(self) -> NDArray[np.bool_]:
+        """The last key block, which is short."""
+        mask = np.zeros(self.shape, dtype=bool)
+        mask[:, -1] = True
+        return mask
+
+    def sample(
+        self,
+        name: str,
+        mask: NDArray[np.bool_],
+        remainder: bool = False,
+        order: Order | None = None,
+        heads: int = HEADS,
+    ) -> Sample:
+        """All heads alike."""
+        orders = [order or Order.frame_major()] * heads
+        return self.of_masks(name, [mask] * heads, orders, [0.0 if remainder else None] * heads)
+
+    def of_masks(
+        self,
+        name: str,
+        masks: Sequence[NDArray[np.bool_]],
+        orders: Sequence[Order],
+        betas: Sequence[float | None],
+    ) -> Sample:
+        layer = LayerPlan.from_block_masks(self.geometry, masks, orders, betas)
+        layer.items()
+        if layer.heads not in self.arrays:
+            self.arrays[layer.heads] = random_arrays(
+                self.hardware, self.geometry.tokens, layer.heads, self.rng
+            )
+        q, k, v = self.arrays[layer.heads]
+        return Sample(name, layer, lambda: attention(q, k, v, layer=layer))
+
+
+def random_arrays(hardware: Hardware, tokens: int, heads: int, rng: np.random.Generator) -> list[Any]:
+    """q, k, v [1, H, N, D] as transposed views, the layout in which models hand them over."""
+    shape = (1, tokens, heads, hardware.head_dim)
+    plain = [rng.standard_normal(shape, dtype=np.float32) for _ in range(3)]
+    if hardware.dtype != "bfloat16":
+        return [array.astype(hardware.dtype).transpose(0, 2, 1, 3) for array in plain]
+    import torch
+
+    return [torch.from_numpy(array).to(torch.bfloat16).transpose(1, 2) for array in plain]
+
+
+# ---- times ----
+
+
+def measure(
+    samples: Sequence[Sample], seconds: float, threads: int, bar: Any = None, steps: float = 0.0
+) -> NDArray[np.float64]:
+    """Milliseconds of each layer, medians over rounds; the layers take turns.
+
+    On one thread its own seconds count, so that other programs do not.
+    """
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    before = _C.build_info()["threads"]
+    _C.set_threads(threads)
+    gc.disable()
+    try:
+        for sample in samples:
+            sample.run()
+        times = _rounds(samples, seconds, clock, bar, steps)
+    finally:
+        gc.enable()
+        _C.set_threads(before)
+    return robust_times(times)
+
+
+def _rounds(
+    samples: Sequence[Sample], seconds: float, clock: Callable[[], float], bar: Any, steps: float
+) -> NDArray[np.float64]:
+    rounds: list[list[float]] = []
+    start = now = time.perf_counter()
+    longest, shown = 0.0, 0.0
+    while len(rounds) < LEAST_ROUNDS or now - start + longest < seconds:
+        rounds.append([_once_ms(sample.run, clock) for sample in samples])
+        longest, now = max(longest, time.perf_counter() - now), time.perf_counter()
+        if bar is not None:
+            done = min(steps, round(steps * (now - start) / seconds))
+            bar.update(done - shown)
+            shown = done
+    return np.array(rounds)
+
+
+def _once_ms(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    run()
+    return (clock() - start) * 1e3
+
+
+def robust_times(times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Medians over rounds [R, n] -> [n] after each round's own speed, common to all layers, is taken out."""
+    middle = np.median(times, axis=0)
+    speed = np.median(times / middle, axis=1, keepdims=True)
+    result: NDArray[np.float64] = np.median(times / speed, axis=0) * np.median(speed)
+    return result
+
+
+# ---- constants ----
+
+
+def predict(hardware: Hardware, layer: LayerPlan) -> float:
+    """Milliseconds of one call."""
+    return price_layer(hardware, layer)[0]
+
+
+def fitted(hardware: Hardware, layers: Sequence[LayerPlan], ms: NDArray[np.float64]) -> Hardware:
+    """The times that explain the measured milliseconds best, in relative error; one worker.
+
+    The size of the cache is the one number that they do not depend on linearly: it is tried out.
+    """
+    found = [_fitted_cache(hardware, layers, ms, float(tokens)) for tokens in (0, *CACHE_TOKENS)]
+    return min(found, key=lambda fit: fit[0])[1]
+
+
+def _fitted_cache(
+    hardware: Hardware, layers: Sequence[LayerPlan], ms: NDArray[np.float64], cache_tokens: float
+) -> tuple[float, Hardware]:
+    nothing = hardware.replaced(workers=1, cache_tokens=cache_tokens, **dict.fromkeys(TIMES, 0.0))
+    columns = [[predict(nothing.replaced(**{name: 1.0}), layer) for layer in layers] for name in TIMES]
+    matrix = np.array(columns).T / ms[:, None]
+    target = np.ones(len(ms))
+    values = least_squares(matrix, target)
+    found = nothing.replaced(**dict(zip(TIMES, values.tolist(), strict=True)))
+    return float(np.linalg.norm(matrix @ values - target)), found
+
+
+def least_squares(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """x >= 0 with the least |matrix x - target|: Lawson and Hanson's active sets; unused columns give 0."""
+    scale = np.linalg.norm(matrix, axis=0)
+    scale[scale == 0] = 1.0
+    a = matrix / scale
+    x, free = np.zeros(a.shape[1]), np.zeros(a.shape[1], dtype=bool)
+    for _ in range(10 * a.shape[1]):
+        gain = a.T @ (target - a @ x)
+        gain[free] = -np.inf
+        if gain.max(initial=-np.inf) <= 1e-12:
+            break
+        free[int(np.argmax(gain))] = True
+        while True:
+            wanted = np.zeros_like(x)
+            wanted[free] = np.linalg.lstsq(a[:, free], target, rcond=None)[0]
+            below = free & (wanted <= 0)
+            if not below.any():
+                break
+            step = np.min(x[below] / np.maximum(x[below] - wanted[below], 1e-300))
+            x = x + step * (wanted - x)
+            free &= x > 1e-15
+            x[~free] = 0.0
+        x = wanted
+    result: NDArray[np.float64] = x / scale
+    return result
+
+
+def crowded(hardware: Hardware, check: Sequence[Sample], seconds: float, workers: int, bar: Any) -> Hardware:
+    """The same for all workers at once: they share caches, memory and the clock."""
+    together = hardware.replaced(workers=workers)
+    ms = measure(check, seconds, workers, bar, 100 * SHARES[1])
+    factor = float(np.median([t / predict(together, s.layer) for s, t in zip(check, ms, strict=True)]))
+    scaled = {name: hardware[name] * factor for name in TIMES if name != "launch_us"}
+    return together.replaced(**scaled)
