@@ -271,13 +271,16 @@ def ladder(
 
     Args:
         geometry: the token layout.
-        levels: densities to aim at.
+        levels: densities to aim at, besides what every candidate visits (own block, other tokens).
         mass: densities of the mass stripes.
         tile: sides (t, h, w) of a box, default about `block_k` tokens.
     """
-    found = [Pattern.skip(), Pattern.full(), Pattern.diagonal(half_width=0)]
+    own = Pattern.diagonal(half_width=0)
+    found = [Pattern.skip(), Pattern.full(), own]
+    base = densities(geometry, [own])[0]
+    levels = [base + (1 - base) * checked_density("ladder", level) for level in levels]
     for level in levels:
-        found += _family(geometry, checked_density("ladder", level))
+        found += _family(geometry, level, base)
     sides = box(geometry) if tile is None else checked_tile("ladder", tile)
     found += _boxes(geometry, sides, levels)
     distinct: dict[bytes, Pattern] = {}
@@ -302,26 +305,27 @@ def _spread(geometry: Geometry, count: int) -> Pattern:
     return Pattern.vertical_stripe(key_blocks=spread_blocks(geometry, count) if count else ())
 
 
-def _family(geometry: Geometry, level: float) -> list[Pattern]:
+def _family(geometry: Geometry, level: float, base: float) -> list[Pattern]:
     return [
         fitted_band(geometry, level, Pattern.diagonal),
         fitted_band(geometry, level, Pattern.multi_diagonal),
         fitted_stripe(geometry, level),
-        *_striped(geometry, level, Pattern.diagonal),
-        *_striped(geometry, level, Pattern.multi_diagonal),
+        _striped(geometry, level, base, Pattern.diagonal),
+        _striped(geometry, level, base, Pattern.multi_diagonal),
     ]
 
 
-def _striped(geometry: Geometry, level: float, make: Callable[..., Pattern]) -> list[Pattern]:
-    """Half the density for a band, then evenly spread key blocks up to the density; nothing if that is none."""
-    band = fitted_band(geometry, level / 2, make)
+def _striped(geometry: Geometry, level: float, base: float, make: Callable[..., Pattern]) -> Pattern:
+    """A band that takes half of what is above `base`, one block on each side at least, then spread key blocks."""
+    band = fitted_band(geometry, (level + base) / 2, make)
+    if band.half_width == 0:
+        band = make(half_width=1)
 
     def joined(count: int) -> Pattern:
-        blocks = spread_blocks(geometry, count) if count else ()
+        blocks = spread_blocks(geometry, max(count, 1))
         return Pattern.union(band, Pattern.vertical_stripe(key_blocks=blocks, order=band.order))
 
-    found = nearest_density(geometry, level, joined, geometry.key_blocks)
-    return [found] if found.parts[1].key_blocks else []
+    return nearest_density(geometry, level, joined, geometry.key_blocks)
 
 
 def box(geometry: Geometry) -> tuple[int, int, int]:

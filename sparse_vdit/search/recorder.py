@@ -119,6 +119,11 @@ class Recorder:
         self.on_step: Callable[[int], object] | None = None
         self.schedule: Schedule | None = None
         self._prompt: int | None = None
+        self._last = -1
+        self._step: Step | None = None
+        self._append: Callable[[bytes], object] | None = None
+        self._known: dict[int, dict[str, NDArray[np.int32]]] = {}
+        self._sums = StepSums(self.models, candidates, len(self.bins) - 1)
         self._current = next(iter(self.models)) if len(self.models) == 1 else None
         self._outputs: HeadOutputs | None = None
         self._only_full = Candidates(candidates.geometry, (Pattern.full(),))
@@ -182,7 +187,7 @@ class Recorder:
                 f"recorder: prompt {number} begins inside prompt {self._prompt}, expected its end"
             )
         self._sums = StepSums(self.models, self.candidates, len(self.bins) - 1)
-        self._known: dict[int, dict[str, NDArray[np.int32]]] = {}
+        self._known = {}
         for data in records:
             step = Step.from_bytes(data, self.models, self.candidates, len(self.bins) - 1)
             self._known[step.number] = step.choice
@@ -314,7 +319,7 @@ class Recorder:
         blocks = self.candidates.stripe_blocks
         if not blocks:
             return None
-        cell = self.stripes[name][current.bin, layer]
+        cell: NDArray[np.int32] = self.stripes[name][current.bin, layer]
         if (cell < 0).any():
             mass = measure().mass
             self._refuse(current.number, layer, _first(~np.isfinite(mass).all(axis=-1)))
