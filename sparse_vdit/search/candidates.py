@@ -198,6 +198,8 @@ class Candidates:
             raise FileNotFoundError(
                 f"candidates: there is no file {os.fspath(path)!r}, expected a {FILE_NAME}"
             ) from None
+        except IsADirectoryError:
+            raise ValueError(f"candidates: {os.fspath(path)!r} is a folder, expected a {FILE_NAME}") from None
         except PlanError as error:
             raise ValueError(f"candidates: {str(error).removeprefix('plan: ')}") from None
 

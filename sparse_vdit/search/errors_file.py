@@ -152,11 +152,13 @@ def _check_outside(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(
             f"errors: there is no file {os.fspath(path)!r}, expected a {FILE_NAME}"
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(file.fileno())
+    try:
+        about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             raise ValueError(f"errors: {os.fspath(path)!r} is not a regular file, expected a {FILE_NAME}")
-        header = int.from_bytes(file.read(8), "little") if about.st_size >= 8 else 0
+        header = int.from_bytes(os.pread(descriptor, 8, 0), "little") if about.st_size >= 8 else 0
+    finally:
+        os.close(descriptor)
     if not 2 <= header <= about.st_size - 8:
         raise ValueError(
             f"errors: the file has {about.st_size} bytes and promises a header of {header}, "

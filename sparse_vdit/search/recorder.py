@@ -296,8 +296,10 @@ class Recorder:
             "scale": q.shape[-1] ** -0.5,
             "kv_len": None if length is None else np.asarray(_numpy(length), dtype=np.int64),
         }
-        q, k, v = (tensor.detach() if hasattr(tensor, "detach") else tensor for tensor in (q, k, v))
         self._refuse(current.number, layer, _not_finite(q))
+        q, k, v = (
+            tensor.detach().cpu() if hasattr(tensor, "detach") else tensor for tensor in (q, k, v)
+        )  # the probe reads memory of the CPU
         projection = None if self._projections is None else self._projections[name][layer]
         stripes = self._frozen(current, name, layer, lambda: probe(self._only_full, q, k, v, rows, **options))
         found = probe(self.candidates, q, k, v, rows, stripes=stripes, projection=projection, **options)

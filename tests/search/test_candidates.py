@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from kit import masks
+
 from sparse_vdit import Geometry, Order, Pattern
 from sparse_vdit.search.candidates import Candidates, ladder
 
@@ -33,7 +33,7 @@ def made() -> Candidates:
 
 
 def test_the_ladder_has_every_family_at_six_widths(made: Candidates) -> None:
-    counts = {name: 0 for name in map(family, made.patterns)}
+    counts = dict.fromkeys(map(family, made.patterns), 0)
     for pattern in made.patterns:
         counts[family(pattern)] += 1
     for name in (
@@ -159,6 +159,8 @@ def test_files_that_are_not_json(tmp_path: Path) -> None:
     path = tmp_path / "candidates.json"
     with pytest.raises(FileNotFoundError, match="candidates: there is no file"):
         Candidates.load(path)
+    with pytest.raises(ValueError, match="is a folder, expected a candidates"):
+        Candidates.load(tmp_path)
     path.write_text('{"format": NaN}')
     with pytest.raises(ValueError, match="candidates: a number is NaN, expected a finite one"):
         Candidates.load(path)
