@@ -1,4 +1,5 @@
-"""Measures attention: `python benchmarks/bench.py attention [--quick] [--json FILE] [--threads N]`.
+"""Measures attention, or how well its cost is predicted: `python benchmarks/bench.py attention|cost [--quick]
+[--json FILE] [--threads N]`.
 
 Prints a table and, on request, writes its rows as JSON. Numbers mean what README.md beside this file says.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import baselines
 import cases
+import cost
 import numpy as np
 import timing
 import torch
@@ -264,9 +266,30 @@ def header() -> str:
     )
 
 
+def measure_attention(options: Options) -> list[Row]:
+    print(header())
+    rows = []
+    for row in attention_rows(options):
+        rows.append({key: row[key] for key in KEYS})
+        print(line(row), flush=True)
+    return rows
+
+
+def measure_cost(options: Options) -> list[Row]:
+    common = {
+        "device": device_name(),
+        "isa": build_info()["isa"],
+        "threads": options.threads,
+        "commit": commit(),
+    }
+    rows = [{key: row[key] for key in cost.COST_KEYS} for row in cost.cost_rows(options, common)]
+    print("\n".join([cost.line(row) for row in rows] + [cost.summary(rows)]))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["attention"])
+    parser.add_argument("what", choices=["attention", "cost"])
     parser.add_argument(
         "--quick", action="store_true", help="within a minute: float32, 8,192 tokens, 2 heads"
     )
@@ -277,6 +300,10 @@ def main() -> None:
         action="store_true",
         help="seconds of the thread instead of the clock, for a busy machine",
     )
+    parser.add_argument(
+        "--hardware", type=Path, metavar="FILE", help="cost: constants of sparse-vdit calibrate"
+    )
+    parser.add_argument("--seconds", type=float, metavar="S", help="cost: of measuring, default 60")
     options = parser.parse_args()
     options.clock = time.thread_time if options.cpu_time else time.perf_counter
     if options.cpu_time and options.threads > 1:
@@ -288,11 +315,7 @@ def main() -> None:
     print(
         f"{device_name()}, isa {build_info()['isa']}, {options.threads} thread(s), torch {torch.__version__}"
     )
-    print(header())
-    rows = []
-    for row in attention_rows(options):
-        rows.append({key: row[key] for key in KEYS})
-        print(line(row), flush=True)
+    rows = measure_cost(options) if options.what == "cost" else measure_attention(options)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -70,3 +70,35 @@ def test_numbers_are_consistent(rows: list[dict[str, object]]) -> None:
         assert 0 < row["share_of_peak"] < 1.5, row
         work = 4 * row["tokens"] ** 2 * row["head_dim"] * row["heads"] * row["density"]
         assert row["gflops"] == pytest.approx(work / row["ours_ms"] * 1e-6), row
+
+
+COST_KEYS = [
+    "bench", "device", "isa", "threads", "dtype", "head_dim", "tokens", "heads", "plan", "density", "predicted_ms",
+    "measured_ms", "error", "constants", "commit",
+]  # fmt: skip
+COST_SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import bench, cost
+from sparse_vdit import Geometry
+from sparse_vdit.search import calibration
+small = Geometry(16, 8, 8, prefix=8, block_q=64, block_k=64)
+calibration._geometry = lambda hardware: small
+cost.CASES, cost.PLANS = ((small, 2), (Geometry(4, 16, 16, block_q=64, block_k=64), 3)), 4
+bench.main()
+"""
+
+
+def test_cost_measures_what_it_predicts(tmp_path: Path) -> None:
+    target = tmp_path / "rows.json"
+    command = [sys.executable, "-P", "-c", COST_SCRIPT, str(ROOT / "benchmarks"), "cost", "--quick"]
+    options = ["--seconds", "0.1", "--json", str(target)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(target.read_text())
+    assert all(list(row) == COST_KEYS for row in rows)
+    assert [(row["tokens"], row["heads"]) for row in rows] == [(1032, 2)] * 4 + [(1024, 3)] * 4
+    for row in rows:
+        assert 0 < row["density"] <= 1
+        assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
+    assert "8 plans, median error" in done.stdout

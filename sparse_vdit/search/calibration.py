@@ -14,6 +14,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ HEADS = 2
 CHECKS = 8
 SHARES = (0.6, 0.15, 0.25)  # of the time: fit, all workers, check
 LEAST_ROUNDS = 3
+#: A query block is computed or zeroed, and packed in any case: one of the three constants is not to be told from
+#: the other two, and zeros are the least of them.
+FITTED = tuple(name for name in TIMES if name != "zero_us")
 CACHE_TOKENS = [4096 * 2 ** (n / 2) for n in range(15)]  # tokens x heads: 4,096 to half a million
 
 
@@ -67,9 +71,7 @@ def calibrate(
     """
     if not seconds > 0:
         raise ValueError(f"calibrate: seconds is {seconds}, expected more than 0")
-    known = _C.hardware_engine(dtype, head_dim)
-    engine = _C.attention_engine(dtype, head_dim)
-    start = Hardware(engine, dtype, head_dim, block_q, block_k, tuple(known.tolist()))
+    start = known_constants(dtype, head_dim, block_q, block_k)
     rng = np.random.default_rng(seed)
     fit, check = samples(start, rng), mixed_samples(start, rng)
     with tqdm(total=100, desc="calibrate", unit="%", disable=not progress, leave=False) as bar:
@@ -83,6 +85,13 @@ def calibrate(
     return dataclasses.replace(found, median_error=float(np.median(errors)), worst_error=float(errors.max()))
 
 
+def known_constants(dtype: str, head_dim: int, block_q: int, block_k: int) -> Hardware:
+    """What is known of this machine's engine without measuring; all times are 0."""
+    known = _C.hardware_engine(dtype, head_dim)
+    engine = _C.attention_engine(dtype, head_dim)
+    return Hardware(engine, dtype, head_dim, block_q, block_k, tuple(known.tolist()))
+
+
 # ---- layers ----
 
 
@@ -92,7 +101,7 @@ def samples(hardware: Hardware, rng: np.random.Generator) -> list[Sample]:
     tiny = dataclasses.replace(geometry, frames=1, height=hardware.block_q, width=1, prefix=0)
     make = _Maker(hardware, geometry, rng)
     n = geometry.key_blocks
-    counts = sorted({1, 2, 4, 8, n // 6, n // 4, n // 2, n - 1} - {0})
+    counts = sorted({c for c in (1, 2, 4, 8, n // 6, n // 4, n // 2, n - 1) if 1 <= c <= n})
     token, tiles = Order.token_major(), Order.tiles(2, 8, 8)
     found = [make.sample("dense", make.runs(n))]
     found += [make.sample(f"run of {c}", make.runs(c)) for c in counts]
@@ -179,12 +188,16 @@ class _Maker:
     ) -> Sample:
         layer = LayerPlan.from_block_masks(self.geometry, masks, orders, betas)
         layer.items()
+        return Sample(name, layer, partial(self._run, layer))
+
+    def _run(self, layer: LayerPlan) -> None:
+        """One call; the arrays are made with the first one that needs them."""
         if layer.heads not in self.arrays:
             self.arrays[layer.heads] = random_arrays(
                 self.hardware, self.geometry.tokens, layer.heads, self.rng
             )
         q, k, v = self.arrays[layer.heads]
-        return Sample(name, layer, lambda: attention(q, k, v, layer=layer))
+        attention(q, k, v, layer=layer)
 
 
 def random_arrays(hardware: Hardware, tokens: int, heads: int, rng: np.random.Generator) -> list[Any]:
@@ -218,8 +231,15 @@ def measure(
         times = _rounds(samples, seconds, clock, bar, steps)
     finally:
         gc.enable()
-        _C.set_threads(before)
+        _restore_threads(before)
     return robust_times(times)
+
+
+def _restore_threads(before: int) -> None:
+    """Back to the automatic count where that is what it was."""
+    _C.set_threads(0)
+    if _C.build_info()["threads"] != before:
+        _C.set_threads(before)
 
 
 def _rounds(
@@ -261,7 +281,7 @@ def predict(hardware: Hardware, layer: LayerPlan) -> float:
 
 
 def fitted(hardware: Hardware, layers: Sequence[LayerPlan], ms: NDArray[np.float64]) -> Hardware:
-    """The times that explain the measured milliseconds best, in relative error; one worker.
+    """The times that explain the measured milliseconds best, in relative error, for the workers of `hardware`.
 
     The size of the cache is the one number that they do not depend on linearly: it is tried out.
     """
@@ -272,12 +292,12 @@ def fitted(hardware: Hardware, layers: Sequence[LayerPlan], ms: NDArray[np.float
 def _fitted_cache(
     hardware: Hardware, layers: Sequence[LayerPlan], ms: NDArray[np.float64], cache_tokens: float
 ) -> tuple[float, Hardware]:
-    nothing = hardware.replaced(workers=1, cache_tokens=cache_tokens, **dict.fromkeys(TIMES, 0.0))
-    columns = [[predict(nothing.replaced(**{name: 1.0}), layer) for layer in layers] for name in TIMES]
+    nothing = hardware.replaced(cache_tokens=cache_tokens, **dict.fromkeys(TIMES, 0.0))
+    columns = [[predict(nothing.replaced(**{name: 1.0}), layer) for layer in layers] for name in FITTED]
     matrix = np.array(columns).T / ms[:, None]
     target = np.ones(len(ms))
     values = least_squares(matrix, target)
-    found = nothing.replaced(**dict(zip(TIMES, values.tolist(), strict=True)))
+    found = nothing.replaced(**dict(zip(FITTED, values.tolist(), strict=True)))
     return float(np.linalg.norm(matrix @ values - target)), found
 
 
