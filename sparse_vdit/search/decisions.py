@@ -255,14 +255,17 @@ class Decisions:
         model, geometry = part.errors.model, candidates.geometry
         return TransformerPlan(model, geometry, list(patterns), choice, betas, part.errors.bins, above)
 
-    def plan_ms(self, plan: SparsePlan, dense_ms: float | None = None) -> float:
-        """Attention of a step under a ready plan, as `play`."""
-        found = 0.0
+    def plan_ms(self, plan: SparsePlan, options: Options, dense_ms: float | None = None) -> float:
+        """What `CostModel.plan_ms` says of the plan of these options: mass stripes are priced as they are."""
+        made, total = self.play(options, dense_ms)
         for name, part in self.parts.items():
-            dense = part.dense_layer_ms(dense_ms)
+            first_stripe = 2 * len(part.errors.candidates.patterns)
             transformer = plan.for_transformer(name)
-            found += part.share * part.cost.plan_ms(transformer, part.levels, dense_layer_ms=dense)
-        return found
+            for bin_, layer in np.argwhere((made[name] >= first_stripe).any(axis=-1)).tolist():
+                played = part.layer_ms(made[name][bin_, layer]) if part.steps[bin_] > 0 else 0.0
+                really = part.plan_layer_ms(transformer, bin_, layer) if part.steps[bin_] > 0 else 0.0
+                total += float(part.steps[bin_]) * (really - played)
+        return total
 
 
 def sparsity(candidates: Candidates) -> Doubles:

@@ -106,7 +106,9 @@ def _one_head(errors: HeadErrors, bin_: int, layer: int, head: int) -> HeadError
         name: array[bin_ : bin_ + 1] if array.ndim == 1 else array[bin_ : bin_ + 1, layer : layer + 1]
         for name, array in errors.arrays().items()
     }
-    cut: dict[str, Any] = {name: array[:, :, head : head + 1] if array.ndim > 2 else array for name, array in arrays.items()}
+    cut: dict[str, Any] = {
+        name: array[:, :, head : head + 1] if array.ndim > 2 else array for name, array in arrays.items()
+    }
     return replace(errors, model=replace(errors.model, layers=1, heads=1), bins=(0.0, 1.0), **cut)
 
 

@@ -18,6 +18,7 @@ from sparse_vdit import _C
 from sparse_vdit.geometry import shown
 from sparse_vdit.pattern import Pattern
 from sparse_vdit.plan.layer import VisitPool
+from sparse_vdit.plan.transformer import TransformerPlan
 from sparse_vdit.presets import spread_blocks
 
 from .candidates import Candidates
@@ -111,6 +112,15 @@ class Part:
         flags = candidates.takes_remainder.tolist()
         pool = VisitPool.of_patterns(candidates.geometry, [*candidates.patterns, *spread], flags)
         return pool, np.array(pool.order_rows, dtype=np.int32)
+
+    def plan_layer_ms(self, plan: TransformerPlan, bin_: int, layer: int) -> float:
+        """A layer of a ready plan, with the blocks of its own mass stripes."""
+        rows, codes = plan.pool.visits
+        orders = np.array(plan.pool.order_rows, dtype=np.int32)
+        choice, remainder = plan.choice[bin_, layer], ~np.isnan(plan.betas[bin_, layer])
+        ints, batch = plan.geometry.to_ints(), self.cost.batch
+        found = _C.cost_layer(self.cost.hardware.array, ints, rows, codes, choice, remainder, orders, batch)
+        return float(found[0])
 
     def dense_layer_ms(self, dense_ms: float | None) -> float:
         """A layer of full heads: as measured (`dense_ms` of a step), or as priced."""

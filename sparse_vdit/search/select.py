@@ -317,7 +317,7 @@ def _unreachable(dial: Dial, wanted: float, fastest: float, dense: float) -> str
 def _about(decisions: Decisions, plan: SparsePlan, options: Options, dial: Dial) -> dict[str, Any]:
     """Provenance: what was chosen from, and what is expected of it."""
     part = next(iter(decisions.parts.values()))
-    attention = decisions.plan_ms(plan, dial.dense_ms)
+    attention = decisions.plan_ms(plan, options, dial.dense_ms)
     dense = decisions.dense_attention_ms(dial.dense_ms)
     predicted = {
         "attention_ms": attention,
