@@ -124,7 +124,7 @@ def cost_rows(options: Any, common: Row) -> Iterator[Row]:
 
 
 def summary(rows: list[Row]) -> str:
-    """Median and worst error, by geometry and of all."""
+    """Median and worst error, by geometry and of all; what all plans share is the clock's doing."""
     lines = []
     for tokens in [*sorted({row["tokens"] for row in rows}), None]:
         errors = [abs(row["error"]) for row in rows if tokens in (row["tokens"], None)]
@@ -133,6 +133,13 @@ def summary(rows: list[Row]) -> str:
             f"{what:>12}: {len(errors)} plans, median error {100 * np.median(errors):.1f} % (goal 5), worst "
             f"{100 * max(errors):.1f} % (goal 12)"
         )
+    ratios = np.array([1 + row["error"] for row in rows])
+    common = float(np.median(ratios))
+    apart = np.abs(ratios / common - 1)
+    lines.append(
+        f"shared by all plans {100 * (common - 1):+.1f} %; without it median {100 * np.median(apart):.1f} %, worst "
+        f"{100 * apart.max():.1f} %"
+    )
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ Each layer is a set of block masks that stresses one piece: few or many key bloc
 means, in another order, skipped. What a layer should cost is linear in the constants, so the matrix of the fit is
 made by the cost model itself (`_C.cost_layer` with one constant 1 and the others 0): there is no second copy of the
 equation. Layers take turns, round after round; what is fitted are medians over rounds, a round's own speed taken
-out. Then all workers together, and a check on layers that the fit has not seen.
+out. All workers run: what they share, they share here too. Then a check on layers that the fit has not seen.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from sparse_vdit.plan import LayerPlan
 from sparse_vdit.search.cost import price_layer
 from sparse_vdit.search.hardware import TIMES, Hardware
 
-HEADS = 2
+HEADS = 2  # at least
 CHECKS = 8
-SHARES = (0.6, 0.15, 0.25)  # of the time: fit, all workers, check
+SHARES = (0.75, 0.25)  # of the time: fit, check
+ITEMS_PER_WORKER = 16  # at least, so that the last ones do not matter
+MAX_HEADS = 16
 LEAST_ROUNDS = 3
 #: A query block is computed or zeroed, and packed in any case: one of the three constants is not to be told from
 #: the other two, and zeros are the least of them.
@@ -75,13 +77,10 @@ def calibrate(
     rng = np.random.default_rng(seed)
     fit, check = samples(start, rng), mixed_samples(start, rng)
     with tqdm(total=100, desc="calibrate", unit="%", disable=not progress, leave=False) as bar:
-        alone = start.replaced(workers=1)
-        ms = measure(fit, seconds * SHARES[0], 1, bar, 100 * SHARES[0])
-        found = fitted(alone, [sample.layer for sample in fit], ms)
-        if start.workers > 1:
-            found = crowded(found, check[: CHECKS // 2], seconds * SHARES[1], start.workers, bar)
-        ms = measure(check[CHECKS // 2 :], seconds * SHARES[2], start.workers, bar, 100 * SHARES[2])
-    errors = np.abs([predict(found, s.layer) / t - 1 for s, t in zip(check[CHECKS // 2 :], ms, strict=True)])
+        ms = measure(fit, seconds * SHARES[0], start.workers, bar, 100 * SHARES[0])
+        found = fitted(start, [sample.layer for sample in fit], ms)
+        ms = measure(check, seconds * SHARES[1], start.workers, bar, 100 * SHARES[1])
+    errors = np.abs([predict(found, s.layer) / t - 1 for s, t in zip(check, ms, strict=True)])
     return dataclasses.replace(found, median_error=float(np.median(errors)), worst_error=float(errors.max()))
 
 
@@ -125,7 +124,7 @@ def mixed_samples(hardware: Hardware, rng: np.random.Generator, count: int = CHE
     found = []
     for number in range(count):
         masks, remainders, used = [], [], []
-        for _ in range(HEADS):
+        for _ in range(make.heads):
             c = int(rng.integers(1, geometry.key_blocks + 1) ** 1.5 / geometry.key_blocks**0.5) + 1
             masks.append(make.runs(c) if rng.random() < 0.5 else make.scattered(c))
             remainders.append(0.0 if rng.random() < 0.5 else None)
@@ -145,6 +144,8 @@ class _Maker:
         self.hardware, self.geometry, self.rng = hardware, geometry, rng
         self.shape = (geometry.query_blocks, geometry.key_blocks)
         self.arrays: dict[int, list[Any]] = {}
+        wanted = -(-ITEMS_PER_WORKER * hardware.workers // geometry.query_blocks)
+        self.heads = min(max(wanted, HEADS), MAX_HEADS)
 
     def runs(self, count: int, every: int = 1) -> NDArray[np.bool_]:
         """One run of key blocks for every `every`-th query block."""
@@ -173,9 +174,10 @@ class _Maker:
         mask: NDArray[np.bool_],
         remainder: bool = False,
         order: Order | None = None,
-        heads: int = HEADS,
+        heads: int | None = None,
     ) -> Sample:
         """All heads alike."""
+        heads = heads or self.heads
         orders = [order or Order.frame_major()] * heads
         return self.of_masks(name, [mask] * heads, orders, [0.0 if remainder else None] * heads)
 
@@ -281,7 +283,7 @@ def predict(hardware: Hardware, layer: LayerPlan) -> float:
 
 
 def fitted(hardware: Hardware, layers: Sequence[LayerPlan], ms: NDArray[np.float64]) -> Hardware:
-    """The times that explain the measured milliseconds best, in relative error, for the workers of `hardware`.
+    """The times that explain the milliseconds best, in relative error, measured with the workers of `hardware`.
 
     The size of the cache is the one number that they do not depend on linearly: it is tried out.
     """
@@ -326,12 +328,3 @@ def least_squares(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> N
         x = wanted
     result: NDArray[np.float64] = x / scale
     return result
-
-
-def crowded(hardware: Hardware, check: Sequence[Sample], seconds: float, workers: int, bar: Any) -> Hardware:
-    """The same for all workers at once: they share caches, memory and the clock."""
-    together = hardware.replaced(workers=workers)
-    ms = measure(check, seconds, workers, bar, 100 * SHARES[1])
-    factor = float(np.median([t / predict(together, s.layer) for s, t in zip(check, ms, strict=True)]))
-    scaled = {name: hardware[name] * factor for name in TIMES if name != "launch_us"}
-    return together.replaced(**scaled)
