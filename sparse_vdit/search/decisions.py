@@ -36,6 +36,7 @@ class Decisions:
     Args:
         errors: of one transformer, or by name (both experts of Wan 2.2).
         cost: prices of the same candidates; one for all transformers, or by name.
+        bins: edges to join recorded bins to, (0, 1) for one; default: as recorded.
         levels: noise level of every step of a generation, by name if there are several transformers; default:
             the recorded steps.
         dense_above: steps with a higher noise level are dense; None: the budget decides.
@@ -54,6 +55,7 @@ class Decisions:
         errors: HeadErrors | Mapping[str, HeadErrors],
         cost: CostModel | Mapping[str, CostModel],
         *,
+        bins: Sequence[float] | None = None,
         levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         dense_above: float | None = None,
         weights: Any = None,
@@ -67,6 +69,8 @@ class Decisions:
                 raise TypeError(
                     f"select: errors is {type(part).__name__}, expected HeadErrors, or some by name"
                 )
+        if bins is not None:
+            found = {name: part.rebinned(bins) for name, part in found.items()}
         if not found:
             raise ValueError("select: errors is empty, expected those of one transformer or more")
         if remainder not in REMAINDERS:

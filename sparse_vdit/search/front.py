@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_vdit.pattern import Pattern
+
 from .cost import CostModel
 from .head_errors import HeadErrors
 from .part import check_cost, options_of, weights_of
@@ -41,6 +43,9 @@ class Option:
     is_worthwhile: bool
     is_on_hull: bool
     price: float
+
+    def __str__(self) -> str:
+        return self.name if self.beta is None else f"{self.name} with remainder {self.beta:g}"
 
 
 def front(
@@ -110,6 +115,51 @@ def _one_head(errors: HeadErrors, bin_: int, layer: int, head: int) -> HeadError
         name: array[:, :, head : head + 1] if array.ndim > 2 else array for name, array in arrays.items()
     }
     return replace(errors, model=replace(errors.model, layers=1, heads=1), bins=(0.0, 1.0), **cut)
+
+
+def option_of(errors: HeadErrors, pattern: Pattern, bin_: int, layer: int, head: int) -> int:
+    """The option of one head that a plan's pattern is.
+
+    Raises:
+        ValueError: `select: the plan has diagonal(40) in bin 0, layer 3, head 5, expected one of the candidates`.
+    """
+    plain, stripe = pattern.without_remainder(), errors.stripes[bin_, layer, head]
+    for candidate in range(errors.candidates.count):
+        if errors.candidates.pattern(candidate, stripe) == plain:
+            return 2 * candidate + (pattern.remainder is not None)
+    raise ValueError(
+        f"select: the plan has {pattern.name} in bin {bin_}, layer {layer}, head {head}, expected one of the candidates"
+    )
+
+
+def why(options: Sequence[Option], chosen: int, price: float | None = None) -> str:
+    """One paragraph: what a head uses, what it gives up against full, and why the budget stopped there.
+
+    Args:
+        options: of `front`.
+        chosen: number of the option that the plan uses (`option_of`).
+        price: of the plan (provenance `asked.found.price`), if it was chosen by a budget.
+    """
+    known = {option.number: option for option in options}
+    if chosen not in known:
+        raise ValueError(
+            f"select: option {chosen} is not on the list, expected one of {sorted(known)[:4]}, ..."
+        )
+    it, full = known[chosen], next(option for option in options if option.name == "full")
+    said = f"{it}: {it.time_ms:.3g} ms (full: {full.time_ms:.3g} ms) at an error of {it.error:.3g}."
+    if not it.is_on_hull:
+        return f"{said} Other options are better at a mix of such times: it was not chosen by a budget."
+    after = next((option for option in options if option.is_on_hull and option.time_ms > it.time_ms), None)
+    if after is None:
+        return f"{said} Nothing has a smaller error."
+    said += f" {after} would take {after.time_ms - it.time_ms:.3g} ms more for an error of {after.error:.3g}"
+    if price is None:
+        return said + "."
+    verdict = "less than" if it.price <= price else "more than (but it did not fit into what was left of)"
+    return (
+        said
+        + f", worth {it.price:.3g} of the plan's mean error per ms: {verdict} the budget's price {price:.3g}."
+    )
 
 
 def lower_hull(times: NDArray[np.float64], errors: NDArray[np.float64]) -> list[int]:

@@ -24,10 +24,10 @@ from sparse_vdit.plan.sparse import SparsePlan
 from .candidates import Candidates
 from .cost import CostModel, StepEstimate
 from .decisions import Decisions, Options
-from .front import Option, front
+from .front import Option, front, option_of, why
 from .head_errors import HeadErrors
 
-__all__ = ["Dial", "Option", "front", "paper_modes", "select", "uniform"]
+__all__ = ["Dial", "Option", "front", "option_of", "paper_modes", "select", "uniform", "why"]
 
 OBJECTIVES = ("budget", "paper")
 PENALTY, THRESHOLD = 0.5, 1.0  # lambda and epsilon of the paper, tuned there on CogVideoX
@@ -107,6 +107,7 @@ def select(
     rest_ms: float | None = None,
     dense_ms: float | None = None,
     max_layer_error: float | None = None,
+    bins: Sequence[float] | None = None,
     levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     dense_above: float | None = None,
     weights: Any = None,
@@ -127,7 +128,7 @@ def select(
         time_ms, step_ms, speedup, max_error, rest_ms, dense_ms: the dial, exactly one of the first four (`Dial`);
             for "paper" a time, or none with `threshold`.
         max_layer_error: most mean error of any layer (budget).
-        levels, dense_above, weights, remainder, among, kinds: as in `Decisions`. Without dense_above the budget
+        bins, levels, dense_above, weights, remainder, among, kinds: as in `Decisions`. Without dense_above the budget
             decides: steps are dense above the level from which all heads came out full.
         penalty, threshold: lambda and epsilon of "paper"; with a time, epsilon is set so that it is met.
         provenance: more to note down.
@@ -145,6 +146,7 @@ def select(
     decisions = Decisions(
         errors,
         cost,
+        bins=bins,
         levels=levels,
         dense_above=dense_above,
         weights=weights,
@@ -169,6 +171,7 @@ def uniform(
     speedup: float | None = None,
     rest_ms: float | None = None,
     dense_ms: float | None = None,
+    bins: Sequence[float] | None = None,
     levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     dense_above: float = 1.0,
     weights: Any = None,
@@ -184,6 +187,7 @@ def uniform(
     decisions = Decisions(
         errors,
         cost,
+        bins=bins,
         levels=levels,
         dense_above=dense_above,
         weights=weights,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_vdit import Geometry, SparsePlan
+from sparse_vdit import Geometry, Pattern, SparsePlan
 from sparse_vdit.plan import ModelIdentity
 from sparse_vdit.search.candidates import Candidates, ladder
 from sparse_vdit.search.cost import CostModel
@@ -19,7 +19,7 @@ from sparse_vdit.search.decisions import Decisions
 from sparse_vdit.search.hardware import NAMES, Hardware
 from sparse_vdit.search.head_errors import HeadErrors
 from sparse_vdit.search.probe import BETAS
-from sparse_vdit.search.select import Dial, front, paper_modes, select, uniform
+from sparse_vdit.search.select import Dial, front, option_of, paper_modes, select, uniform, why
 
 GEOMETRY = Geometry(frames=6, height=8, width=8, prefix=8, block_q=32, block_k=32)
 MODEL = ModelIdentity("CogVideoXTransformer3DModel", layers=3, heads=4, head_dim=16)
@@ -211,6 +211,20 @@ def test_without_levels_the_recorded_steps_count() -> None:
     few = replace(errors, provenance={"listen": 2})
     with pytest.raises(ValueError, match=r"measured at most 2 steps of a bin, expected levels="):
         select(few, cost, time_ms=1)
+
+
+def test_bins_are_joined_on_request() -> None:
+    errors, cost = head_errors(), cost_model()
+    plan = select(errors, cost, time_ms=0.5 * dense_ms(cost), levels=LEVELS, bins=(0, 1))
+    assert list(plan.bins) == [0.0, 1.0]
+    summed = errors.plain.sum(axis=0) / errors.energy.sum(axis=0)[..., None]
+    decisions = Decisions(errors, cost, bins=(0, 1), remainder="none")
+    table = decisions.parts["transformer"].table[0]
+    cheap = ~np.isnan(table[..., ::2])
+    cheap[..., candidates().full] = False
+    assert np.allclose(table[..., ::2][cheap], summed[cheap], rtol=1e-5)
+    split = select(errors, cost, time_ms=0.5 * dense_ms(cost), levels=LEVELS)
+    assert list(split.bins) == list(BINS)
 
 
 def test_bins_without_steps_are_chosen_by_the_same_price() -> None:
@@ -425,6 +439,17 @@ def test_front_explains_the_choice() -> None:
         differ += chosen.without_remainder().name != wanted.name and "mass" not in wanted.name
         assert beta is None or wanted.beta is None or differ or abs(beta - wanted.beta) < 2e-3
     assert differ <= 3  # steps taken with what was left of the budget
+    number = option_of(errors, plan.sole.pattern(1, 2, 0), 1, 2, 0)
+    options = front(errors, cost, 1, 2, 0)
+    text = why(options, number, price)
+    assert text.startswith(str(next(option for option in options if option.number == number)))
+    assert f"the budget's price {price:.3g}" in text
+    with pytest.raises(ValueError, match="option 999 is not on the list"):
+        why(options, 999)
+    with pytest.raises(
+        ValueError, match=r"the plan has diagonal.* in bin 0, layer 1, head 2, expected one of"
+    ):
+        option_of(errors, Pattern.diagonal(half_width=333), 0, 1, 2)
     with pytest.raises(IndexError, match=r"head is 4, expected 0\.\.3"):
         front(errors, cost, 0, 0, 4)
 
