@@ -71,23 +71,27 @@ def sample_rows(geometry: Geometry, n: int, seed: int | Sequence[int]) -> NDArra
     rng = np.random.default_rng(seed)
     others = tokens - video
     n_others = min(others, max(min(1, others, n - 1), round(n * others / tokens), n - video))
-    apart = _spread(rng, n_others, others)
+    apart = _one_per_stretch(rng, n_others, others)
     apart = np.where(apart < geometry.prefix, apart, apart + video)
     inside = geometry.prefix + _sample_video(rng, geometry, n - n_others)
     return np.sort(np.concatenate([apart, inside])).astype(np.int32)
 
 
-def _spread(rng: np.random.Generator, n: int, total: int) -> NDArray[np.int64]:
-    """One index out of each of n equal stretches of `total`: distinct, ascending."""
-    return ((np.arange(n) + rng.random(n)) * total / max(n, 1)).astype(np.int64)
+def _one_per_stretch(rng: np.random.Generator, n: int, total: int) -> NDArray[np.int64]:
+    """One index out of each of n <= total stretches of 0..total - 1: distinct, ascending."""
+    bounds = np.arange(n + 1) * total // max(n, 1)
+    return bounds[:-1] + (rng.random(n) * np.diff(bounds)).astype(np.int64)
 
 
 def _sample_video(rng: np.random.Generator, geometry: Geometry, n: int) -> NDArray[np.int64]:
     """n distinct video indices; where the draw repeats itself, tokens that it left out."""
-    axes = [
-        rng.permutation(_spread(rng, n, side)) for side in (geometry.frames, geometry.height, geometry.width)
-    ]
-    found = np.unique((axes[0] * geometry.height + axes[1]) * geometry.width + axes[2])
+
+    def axis(side: int) -> NDArray[np.int64]:
+        drawn = rng.permutation((np.arange(n) + rng.random(n)) * side / max(n, 1)).astype(np.int64)
+        return np.minimum(drawn, side - 1)
+
+    frame, row, column = axis(geometry.frames), axis(geometry.height), axis(geometry.width)
+    found = np.unique((frame * geometry.height + row) * geometry.width + column)
     left = np.setdiff1d(np.arange(geometry.video_tokens), found, assume_unique=True)
     return np.concatenate([found, rng.choice(left, n - len(found), replace=False)])
 
