@@ -269,17 +269,12 @@ def test_remainder_fitted_zero_none() -> None:
         assert (len(betas) > 0) == (remainder != "none")
         assert remainder == "fitted" or (betas == 0).all()
     assert found["fitted"] < found["zero"] < found["none"]
-    plan = select(
-        errors, cost, time_ms=0.4 * dense_ms(cost), levels=LEVELS, remainder="zero", weights="relative"
-    )
-    table = errors.curve[..., 4] / errors.energy[..., None]
-    names = [pattern.name for pattern in errors.candidates.patterns]
-    expected = []
-    for cell in np.ndindex(errors.shape):
-        pattern = plan.sole.pattern(*cell)
-        if pattern.remainder is not None and pattern.without_remainder().name in names:
-            expected.append(table[cell][names.index(pattern.without_remainder().name)])
-    assert len(expected) > 5
+    zero = int(np.flatnonzero(BETAS == 0)[0])
+    table = Decisions(errors, cost, remainder="zero").parts["transformer"].table[..., 1::2]
+    allowed = ~np.isnan(table)
+    assert allowed.sum() > 100
+    expected = errors.curve[..., zero] / errors.energy[..., None]
+    assert np.allclose(table[allowed], expected[allowed], rtol=1e-6)
 
 
 def test_among_and_kinds() -> None:

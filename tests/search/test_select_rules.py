@@ -123,10 +123,21 @@ def test_exact_where_a_price_uses_the_budget_up(seed: int) -> None:
         assert found["time_ms"] == pytest.approx(best_value(errors, times, error, "error"), abs=1e-9)
 
 
-def greedy(errors: Doubles, times: Doubles, budget: float) -> list[int]:
-    """Least error in a time: all hull steps sorted by ratio, each taken if it is the next and fits."""
-    hulls = []
-    for row in errors:
+class Greedy:
+    """The rule as a sorted list of single steps on the hulls: each is taken if it is the next of its chain and fits."""
+
+    def __init__(self, errors: Doubles, times: Doubles, layer: list[int], caps: list[float]) -> None:
+        self.errors, self.times, self.layer, self.caps = errors, times, layer, caps
+        self.hulls = [self.hull(row) for row in errors]
+        self.steps = sorted(
+            ((row[b] - row[a]) / (times[b] - times[a]), i, k + 1)
+            for i, (row, hull) in enumerate(zip(errors, self.hulls, strict=True))
+            for k, (a, b) in enumerate(itertools.pairwise(hull))
+        )  # steepest first
+        self.at = [len(hull) - 1 for hull in self.hulls]
+
+    def hull(self, row: Doubles) -> list[int]:
+        times = self.times
         hull: list[int] = []
         for option in sorted(range(len(row)), key=lambda p: (times[p], row[p])):
             if hull and row[option] >= row[hull[-1]]:
@@ -137,17 +148,69 @@ def greedy(errors: Doubles, times: Doubles, budget: float) -> list[int]:
                     break
                 hull.pop()
             hull.append(option)
-        hulls.append(hull)
-    steps = [
-        (-(row[a] - row[b]) / (times[b] - times[a]), i, k + 1, times[b] - times[a])
-        for i, (row, hull) in enumerate(zip(errors, hulls, strict=True))
-        for k, (a, b) in enumerate(itertools.pairwise(hull))
-    ]
-    reached, left = [0] * len(errors), budget - sum(times[hull[0]] for hull in hulls)
-    for _, i, k, price in sorted(steps):
-        if reached[i] == k - 1 and price <= left:
-            reached[i], left = k, left - price
-    return [hull[at] for hull, at in zip(hulls, reached, strict=True)]
+        return hull
+
+    @property
+    def choice(self) -> list[int]:
+        return [hull[at] for hull, at in zip(self.hulls, self.at, strict=True)]
+
+    def error(self, layer: int | None = None) -> float:
+        chosen = enumerate(self.choice)
+        return float(sum(self.errors[i, p] for i, p in chosen if layer is None or self.layer[i] == layer))
+
+    def drop(self, budget: float) -> None:
+        """From the least error on, flattest step first, while the error stays within the budget and the caps."""
+        closed = set()
+        for _, i, k in reversed(self.steps):
+            if i in closed:
+                continue
+            assert self.at[i] == k
+            self.at[i] = k - 1
+            if self.error() > budget or self.error(self.layer[i]) > self.caps[self.layer[i]]:
+                self.at[i] = k
+                closed.add(i)
+
+    def lift(self, budget: float) -> None:
+        """From where the caps let it be fastest, steepest step first, while the time stays within the budget."""
+        self.drop(math.inf)
+        self.lift_from_here(budget)
+
+    def lift_from_here(self, budget: float) -> None:
+        left = budget - sum(self.times[self.choice])
+        for _, i, k in self.steps:
+            hull = self.hulls[i]
+            price = self.times[hull[k]] - self.times[hull[k - 1]]
+            if self.at[i] == k - 1 and price <= left:
+                self.at[i], left = k, left - price
+
+
+@pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_like_a_sorted_greedy_with_caps(seed: int, capped: bool) -> None:
+    rng = np.random.default_rng(seed)
+    count = 24
+    times = rng.random(8) + 0.05
+    errors = (np.exp(-2 * times) * rng.random((count, 8))).astype(np.float32)
+    layer = (np.arange(count) % 3).astype(np.int32)
+    least = [float(errors[layer == number].min(axis=1).sum()) for number in range(3)]
+    most = [float(errors[layer == number, times.argmin()].sum()) for number in range(3)]
+    caps = [low + part * (high - low) for low, high, part in zip(least, most, (0.3, 0.6, 9), strict=True)]
+    if not capped:
+        caps = [math.inf] * 3
+    more = {"layer": layer, "layer_caps": np.array(caps)} if capped else {}
+    wide = errors.astype(np.float64)
+    for part in (0.2, 0.35, 0.5, 0.7):
+        budget = sum(least) + part * (sum(most) - sum(least))
+        greedy = Greedy(wide, times, layer.tolist(), caps)
+        greedy.drop(budget)
+        assert budget_rule(errors, times, budget, "error", **more)["choice"].tolist() == greedy.choice
+        fastest = Greedy(wide, times, layer.tolist(), caps)
+        fastest.drop(math.inf)
+        slow, fast = float(times.max()) * count, float(times[fastest.choice].sum())
+        budget = fast + part * (slow - fast)
+        greedy = Greedy(wide, times, layer.tolist(), caps)
+        greedy.lift(budget)
+        assert budget_rule(errors, times, budget, "time", **more)["choice"].tolist() == greedy.choice
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -158,7 +221,10 @@ def test_many_decisions_like_a_sorted_greedy(seed: int) -> None:
     for share in (0.1, 0.3, 0.6):
         budget = 300 * share
         found = budget_rule(errors, times, budget)
-        assert found["choice"].tolist() == greedy(errors.astype(np.float64), times, budget)
+        greedy = Greedy(errors.astype(np.float64), times, [0] * 300, [math.inf])
+        greedy.at = [0] * 300
+        greedy.lift_from_here(budget)
+        assert found["choice"].tolist() == greedy.choice
         assert found["time_ms"] <= budget * (1 + 1e-9)
         assert found["error"] - found["bound"] <= found["multiplier"] * times.max()
 
@@ -247,18 +313,22 @@ def test_its_own_result_as_a_budget_gives_it_again() -> None:
 def test_ties_go_to_the_faster_option_then_the_lower_number_then_the_lower_decision() -> None:
     same = np.full((3, 3), 0.5)
     assert budget_rule(same, [2.0, 1.0, 1.0], 100)["choice"].tolist() == [1, 1, 1]
+    unlike = np.array([[0.5, 0.9, 0.5, 0.3]])
+    assert budget_rule(unlike, [1.0, 1.0, 1.0, 1.0], math.inf, "error")["choice"].tolist() == [3]
     steps = np.tile([1.0, 0.25], (4, 1))
     assert budget_rule(steps, [1.0, 2.0], 6)["choice"].tolist() == [1, 1, 0, 0]
     assert budget_rule(steps, [1.0, 2.0], 2.5, "error")["choice"].tolist() == [0, 0, 1, 1]
 
 
 def test_what_has_no_weight_or_no_repeats() -> None:
-    errors = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.9, 0.5]])
+    errors = np.array([[0.9, 0.1, 0.09], [0.9, 0.1, 0.09], [0.9, 0.1, 0.09], [0.9, 0.5, 0.4]])
     weights, repeats = np.array([1.0, 0.0, 1.0, 1.0]), np.array([1.0, 1.0, 0.0, 1.0])
-    found = budget_rule(errors, [1.0, 2.0], 4, weights=weights, repeats=repeats)
+    found = budget_rule(errors, [1.0, 2.0, 3.0], 4, weights=weights, repeats=repeats)
     assert found["choice"].tolist() == [1, 0, 1, 0]  # nothing to gain; free, as the price says; does not fit
     assert found["time_ms"] == 4.0
     assert found["error"] == pytest.approx(1.0)
+    found = budget_rule(errors, [1.0, 2.0, 3.0], math.inf, weights=weights, repeats=repeats)
+    assert found["choice"].tolist() == [2, 0, 2, 2]
 
 
 def test_the_reachable_range_is_named() -> None:
