@@ -29,8 +29,8 @@ FAMILIES: dict[str, tuple[str, str]] = {  # family: colour, letter
     "mask": ("#F0E442", "B"),
 }
 DENSE, SPARSE, MUTED = "#888888", "#0072B2", "#B8B8B8"
-_INK = "#010203"  # stands for the page's text colour
-_FAINT = "#7f7f7f"
+INK = "#010203"  # stands for the page's text colour
+FAINT = "#7f7f7f"
 MAP_SIDE = 257  # pixels of an attention map, at most
 _DECADES = 4.0  # of the maps' logarithmic colours
 _LEVELS = 32  # of these colours; few, so that the pictures stay small
@@ -84,7 +84,7 @@ def label(family: str) -> str:
 
 
 @contextlib.contextmanager
-def _canvas(name: str, width: float, height: float, **grid: Any) -> Iterator[tuple[Any, Any, list[Figure]]]:
+def canvas_of(name: str, width: float, height: float, **grid: Any) -> Iterator[tuple[Any, Any, list[Figure]]]:
     """Yields (figure, axes, a list that holds the finished `Figure` afterwards)."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -95,17 +95,17 @@ def _canvas(name: str, width: float, height: float, **grid: Any) -> Iterator[tup
         "svg.hashsalt": name,
         "font.family": "sans-serif",
         "font.size": 10,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.edgecolor": _FAINT,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": FAINT,
         "axes.titlesize": 10,
         "axes.titlelocation": "left",
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "xtick.color": _FAINT,
-        "ytick.color": _FAINT,
-        "xtick.labelcolor": _INK,
-        "ytick.labelcolor": _INK,
+        "xtick.color": FAINT,
+        "ytick.color": FAINT,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
         "axes.facecolor": "none",
         "figure.facecolor": "none",
         "text.parse_math": False,
@@ -127,7 +127,7 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = svg.replace("url(#", f"url(#{name}-").replace(_INK, "currentColor")
+    svg = svg.replace("url(#", f"url(#{name}-").replace(INK, "currentColor")
     head, body = svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     return f'{head} role="img">{body}'
@@ -149,7 +149,7 @@ def attention_maps(heads: Sequence[HeadMap], columns: int = 3) -> Figure:
         columns: Maps in a row.
     """
     rows = -(-len(heads) // columns)
-    with _canvas("maps", 3.4 * columns, 3.75 * rows, nrows=rows, ncols=columns, squeeze=False) as (
+    with canvas_of("maps", 3.4 * columns, 3.75 * rows, nrows=rows, ncols=columns, squeeze=False) as (
         _,
         axes,
         done,
@@ -210,9 +210,9 @@ def _runs(row: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(np.pad(row.astype(np.int8), 1))).reshape(-1, 2)
 
 
-def _beside(place: Any, x: float, y: float, words: str, **style: Any) -> None:
+def beside(place: Any, x: float, y: float, words: str, **style: Any) -> None:
     """Writes words to the right of a point."""
-    place.annotate(words, (x, y), xytext=(6, 0), textcoords="offset points", va="center", color=_INK, **style)
+    place.annotate(words, (x, y), xytext=(6, 0), textcoords="offset points", va="center", color=INK, **style)
 
 
 def plan_picture(families: np.ndarray, densities: np.ndarray, titles: Sequence[str]) -> Figure:
@@ -227,7 +227,7 @@ def plan_picture(families: np.ndarray, densities: np.ndarray, titles: Sequence[s
 
     bins, layers, heads = families.shape
     size = max(6.0, 0.72 * layers + 1), (0.56 * heads + 0.75) * bins + 0.7
-    with _canvas("plan", *size, nrows=bins, squeeze=False) as (canvas, axes, done):
+    with canvas_of("plan", *size, nrows=bins, squeeze=False) as (canvas, axes, done):
         for number, place in enumerate(axes[:, 0]):
             for layer, head in np.ndindex(layers, heads):
                 _draw_cell(place, layer, head, families[number, layer, head], densities[number, layer, head])
@@ -265,18 +265,18 @@ def time_bars(dense: Mapping[str, float], sparse: Mapping[str, float]) -> Figure
         dense: Seconds of "attention" and "rest" of the stock pipeline.
         sparse: The same of the sparse one.
     """
-    with _canvas("time", 7.2, 1.75) as (_, place, done):
+    with canvas_of("time", 7.2, 1.75) as (_, place, done):
         for row, (seconds, colour) in enumerate(((dense, DENSE), (sparse, SPARSE))):
             left = 0.0
             for part, alpha in (("attention", 1.0), ("rest", 0.45)):
                 place.barh(row, seconds[part], left=left, height=0.62, color=colour, alpha=alpha, linewidth=0)
                 if seconds[part] > 0.13 * sum(dense.values()):
                     words = f"{part} {seconds[part]:.2f} s"
-                    ink = "white" if part == "attention" else _INK
+                    ink = "white" if part == "attention" else INK
                     middle = left + seconds[part] / 2
                     place.text(middle, row, words, ha="center", va="center", fontsize=9, color=ink)
                 left += seconds[part]
-            _beside(place, left, row, f"{left:.2f} s", fontsize=10, fontweight="bold")
+            beside(place, left, row, f"{left:.2f} s", fontsize=10, fontweight="bold")
         place.set_yticks([0, 1], ["dense", "sparse"])
         place.invert_yaxis()
         place.set_xlim(0, 1.12 * sum(dense.values()))
@@ -302,13 +302,13 @@ def control_bars(
         ("SSIM against dense", [row[2] for row in rows], "{:.3f}"),
         ("held-out loss against dense", losses, "{:+.1f} %"),
     )
-    with _canvas("controls", 9.6, 0.42 * len(rows) + 0.75, ncols=3, sharey=True) as (_, axes, done):
+    with canvas_of("controls", 9.6, 0.42 * len(rows) + 0.75, ncols=3, sharey=True) as (_, axes, done):
         for place, (title, values, form) in zip(axes, panels, strict=True):
             for row, value in enumerate(values):
                 if value is None:
                     continue
                 place.barh(row, value, height=0.66, color=SPARSE if row == 0 else MUTED, linewidth=0)
-                _beside(place, max(value, 0), row, form.format(value), fontsize=9)
+                beside(place, max(value, 0), row, form.format(value), fontsize=9)
             known = [value for value in values if value is not None] or [1.0]
             low = min(0.0, *known)
             place.set_xlim(low, low + 1.3 * max(max(known) - low, 1e-9))
@@ -323,12 +323,12 @@ def control_bars(
 
 def step_lines(noise: Sequence[float], dense: Sequence[float], sparse: Sequence[float]) -> Figure:
     """Draws the seconds of every step over its number, dense and sparse; `noise` names the steps."""
-    with _canvas("steps", 7.2, 2.3) as (_, place, done):
+    with canvas_of("steps", 7.2, 2.3) as (_, place, done):
         steps = np.arange(1, len(noise) + 1)
         for seconds, colour, name in ((dense, DENSE, "dense"), (sparse, SPARSE, "sparse")):
             place.plot(steps, seconds, color=colour, marker="o", ms=4, lw=1.6)
             end = (steps[-1], seconds[-1])
-            _beside(place, *end, name)
+            beside(place, *end, name)
         place.set_ylim(0, 1.15 * max(*dense, *sparse))
         shown = range(0, len(noise), -(-len(noise) // 16))
         place.set_xticks([i + 1 for i in shown], [f"{i + 1}\n{noise[i]:.2f}" for i in shown], fontsize=8)

@@ -84,11 +84,12 @@ class Page:
         tiles: Main figures.
         frames: Frames of a clip.
         fps: Frames per second.
-        clips: Videos.
+        clips: Videos; without any, their section is left out.
         sections: What follows.
         notes: What a careful reader should know.
         facts: (name, value) of machine, versions and settings.
         footer: Last line.
+        aspect: Width of a clip over its height.
     """
 
     title: str
@@ -102,6 +103,7 @@ class Page:
     notes: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
     footer: str = ""
+    aspect: float = 1.0
 
 
 def render(page: Page) -> str:
