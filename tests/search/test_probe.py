@@ -55,7 +55,7 @@ class Case:
             "stripes": self.stripes,
             "stripe_counts": np.array(self.counts, np.int32),
         }
-        return _C.probe(**(arguments | changes))  # type: ignore[return-value]
+        return _C.probe(**(arguments | changes))
 
     def candidates(self, head: int) -> list[Pattern]:
         made = (
