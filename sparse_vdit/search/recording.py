@@ -177,7 +177,7 @@ class _Search:
                     f"record: {str(self.out)!r} is of another search, expected another name or overwrite=True"
                 )
             done = True
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._tidy()
         return bool(self.ranks.share(np.array([done], dtype=np.int32))[0])
 
     def open(self) -> None:
@@ -254,8 +254,14 @@ class _Search:
         found = self.ranks.gather(len(self.samples), lambda number: self.part(number).read_bytes())
         errors = {} if self.ranks.rank else self._merged(found)
         self.ranks.share(np.zeros(1, dtype=np.int32))  # nobody deletes before the file is there
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._tidy()
         return errors
+
+    def _tidy(self) -> None:
+        """Nothing is left of the search but its file."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for stray in self.out.parent.glob(f".{self.out.name}.*.tmp"):  # of a writer that was killed
+            stray.unlink(missing_ok=True)
 
     def _merged(self, found: Mapping[int, bytes]) -> dict[str, HeadErrors]:
         for number, data in found.items():
