@@ -4,7 +4,8 @@ Each layer is a set of block masks that stresses one piece: few or many key bloc
 means, in another order, skipped. What a layer should cost is linear in the constants, so the matrix of the fit is
 made by the cost model itself (`_C.cost_layer` with one constant 1 and the others 0): there is no second copy of the
 equation. Layers take turns, round after round; what is fitted are medians over rounds, a round's own speed taken
-out. All workers run: what they share, they share here too. Then a check on layers that the fit has not seen.
+out. All workers run: what they share, they share here too. Layers of random heads, which the fit does not see,
+take their turns too and are the check.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from sparse_vdit.search.hardware import TIMES, Hardware
 
 HEADS = 2  # at least
 CHECKS = 8
-SHARES = (0.75, 0.25)  # of the time: fit, check
 ITEMS_PER_WORKER = 16  # at least, so that the last ones do not matter
 MAX_HEADS = 16
 LEAST_ROUNDS = 3
 #: A query block is computed or zeroed, and packed in any case: one of the three constants is not to be told from
 #: the other two, and zeros are the least of them.
 FITTED = tuple(name for name in TIMES if name != "zero_us")
+OUTLIER = 0.02  # relative error from which on a layer counts by its distance, not by the square (Huber)
+ROBUST_ROUNDS = 4
 CACHE_TOKENS = [4096 * 2 ** (n / 2) for n in range(15)]  # tokens x heads: 4,096 to half a million
 
 
@@ -77,10 +79,9 @@ def calibrate(
     rng = np.random.default_rng(seed)
     fit, check = samples(start, rng), mixed_samples(start, rng)
     with tqdm(total=100, desc="calibrate", unit="%", disable=not progress, leave=False) as bar:
-        ms = measure(fit, seconds * SHARES[0], start.workers, bar, 100 * SHARES[0])
-        found = fitted(start, [sample.layer for sample in fit], ms)
-        ms = measure(check, seconds * SHARES[1], start.workers, bar, 100 * SHARES[1])
-    errors = np.abs([predict(found, s.layer) / t - 1 for s, t in zip(check, ms, strict=True)])
+        ms = measure([*fit, *check], seconds, start.workers, bar)
+    found = fitted(start, [sample.layer for sample in fit], ms[: len(fit)])
+    errors = np.abs([predict(found, s.layer) / t - 1 for s, t in zip(check, ms[len(fit) :], strict=True)])
     return dataclasses.replace(found, median_error=float(np.median(errors)), worst_error=float(errors.max()))
 
 
@@ -111,7 +112,7 @@ def samples(hardware: Hardware, rng: np.random.Generator) -> list[Sample]:
     for name, order in (("token_major", token), ("tiles", tiles)):
         found += [make.sample(f"run of {c}, {name}", make.runs(c), order=order) for c in counts[:3]]
     found += [make.sample("last block", make.last()), make.sample("mostly skipped", make.runs(1, every=8))]
-    found += [make.sample(f"{h} heads", make.runs(1), heads=h) for h in (1, 4, 8, 12, 24)]
+    found += [make.sample(f"{h} heads", make.runs(1), heads=h) for h in (1, 4, 8, 12)]
     small = _Maker(hardware, tiny, rng)
     return [*found, small.sample("one block", small.runs(1), heads=1)]
 
@@ -216,9 +217,7 @@ def random_arrays(hardware: Hardware, tokens: int, heads: int, rng: np.random.Ge
 # ---- times ----
 
 
-def measure(
-    samples: Sequence[Sample], seconds: float, threads: int, bar: Any = None, steps: float = 0.0
-) -> NDArray[np.float64]:
+def measure(samples: Sequence[Sample], seconds: float, threads: int, bar: Any = None) -> NDArray[np.float64]:
     """Milliseconds of each layer, medians over rounds; the layers take turns.
 
     On one thread its own seconds count, so that other programs do not.
@@ -230,7 +229,7 @@ def measure(
     try:
         for sample in samples:
             sample.run()
-        times = _rounds(samples, seconds, clock, bar, steps)
+        times = _rounds(samples, seconds, clock, bar)
     finally:
         gc.enable()
         _restore_threads(before)
@@ -245,16 +244,16 @@ def _restore_threads(before: int) -> None:
 
 
 def _rounds(
-    samples: Sequence[Sample], seconds: float, clock: Callable[[], float], bar: Any, steps: float
+    samples: Sequence[Sample], seconds: float, clock: Callable[[], float], bar: Any
 ) -> NDArray[np.float64]:
     rounds: list[list[float]] = []
     start = now = time.perf_counter()
-    longest, shown = 0.0, 0.0
+    longest, shown = 0.0, 0
     while len(rounds) < LEAST_ROUNDS or now - start + longest < seconds:
         rounds.append([_once_ms(sample.run, clock) for sample in samples])
         longest, now = max(longest, time.perf_counter() - now), time.perf_counter()
         if bar is not None:
-            done = min(steps, round(steps * (now - start) / seconds))
+            done = min(bar.total, round(bar.total * (now - start) / seconds))
             bar.update(done - shown)
             shown = done
     return np.array(rounds)
@@ -285,22 +284,36 @@ def predict(hardware: Hardware, layer: LayerPlan) -> float:
 def fitted(hardware: Hardware, layers: Sequence[LayerPlan], ms: NDArray[np.float64]) -> Hardware:
     """The times that explain the milliseconds best, in relative error, measured with the workers of `hardware`.
 
+    A layer that fits badly (disturbed, or beyond the equation) does not bend the others.
+
     The size of the cache is the one number that they do not depend on linearly: it is tried out.
     """
-    found = [_fitted_cache(hardware, layers, ms, float(tokens)) for tokens in (0, *CACHE_TOKENS)]
+    nothing = hardware.replaced(**dict.fromkeys(TIMES, 0.0))
+    fixed = {name: _column(nothing, name, layers) / ms for name in FITTED if name != "far_us"}
+    found = []
+    for cache_tokens in (0.0, *CACHE_TOKENS):
+        there = nothing.replaced(cache_tokens=cache_tokens)
+        columns = fixed | {"far_us": _column(there, "far_us", layers) / ms}
+        values, loss = robust_fit(np.stack([columns[name] for name in FITTED], axis=1))
+        found.append((loss, there.replaced(**dict(zip(FITTED, values.tolist(), strict=True)))))
     return min(found, key=lambda fit: fit[0])[1]
 
 
-def _fitted_cache(
-    hardware: Hardware, layers: Sequence[LayerPlan], ms: NDArray[np.float64], cache_tokens: float
-) -> tuple[float, Hardware]:
-    nothing = hardware.replaced(cache_tokens=cache_tokens, **dict.fromkeys(TIMES, 0.0))
-    columns = [[predict(nothing.replaced(**{name: 1.0}), layer) for layer in layers] for name in FITTED]
-    matrix = np.array(columns).T / ms[:, None]
-    target = np.ones(len(ms))
-    values = least_squares(matrix, target)
-    found = nothing.replaced(**dict(zip(FITTED, values.tolist(), strict=True)))
-    return float(np.linalg.norm(matrix @ values - target)), found
+def _column(nothing: Hardware, name: str, layers: Sequence[LayerPlan]) -> NDArray[np.float64]:
+    """Milliseconds of each layer if one constant is 1 and all others are 0."""
+    unit = nothing.replaced(**{name: 1.0})
+    return np.array([predict(unit, layer) for layer in layers])
+
+
+def robust_fit(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """x >= 0 for which matrix x is about 1 everywhere, by Huber's loss, and that loss."""
+    weights = np.ones(len(matrix))
+    for _ in range(ROBUST_ROUNDS):
+        values = least_squares(matrix * weights[:, None], weights)
+        errors = np.abs(matrix @ values - 1.0)
+        weights = np.sqrt(OUTLIER / np.maximum(errors, OUTLIER))
+    loss = np.where(errors < OUTLIER, errors**2, OUTLIER * (2 * errors - OUTLIER))
+    return values, float(loss.sum())
 
 
 def least_squares(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

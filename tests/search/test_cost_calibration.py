@@ -56,6 +56,16 @@ def test_noise_of_a_percent_stays_a_percent(truth: Hardware, small: None, rng: n
         assert predicted == pytest.approx(real, rel=0.02)
 
 
+def test_one_disturbed_layer_does_not_bend_the_others(truth: Hardware, rng: np.random.Generator) -> None:
+    layers = [sample.layer for sample in calibration.samples(truth, rng)]
+    ms = np.array([price_layer(truth, layer)[0] for layer in layers])
+    ms[5] *= 1.6
+    found = fitted(known_constants("float32", 64, 64, 64).replaced(workers=1), layers, ms)
+    for sample in calibration.mixed_samples(truth, rng, 6):
+        predicted, real = price_layer(found, sample.layer)[0], price_layer(truth, sample.layer)[0]
+        assert predicted == pytest.approx(real, rel=0.01)
+
+
 def test_least_squares_against_all_active_sets(rng: np.random.Generator) -> None:
     for _ in range(60):
         rows, columns = int(rng.integers(4, 9)), int(rng.integers(1, 6))
@@ -131,10 +141,8 @@ def test_entries_of_another_machine_are_dropped_aloud(
     small: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "hardware.json"
-    assert cli.main(["calibrate", "--out", str(out), "--seconds", "0.01", "--quiet", "--head-dim", "16"]) == 0
-    document = json.loads(out.read_text())
-    document["device"] = "another"
-    out.write_text(json.dumps(document))
+    document = Machine.here([known_constants("float32", 16, 64, 64)]).to_json()
+    out.write_text(json.dumps(document | {"device": "another"}))
     options = ["calibrate", "--out", str(out), "--seconds", "0.01", "--quiet", "--head-dim", "24"]
     assert cli.main(options) == 0
     assert "are dropped: device is" in caplog.text
