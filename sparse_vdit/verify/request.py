@@ -1,0 +1,151 @@
+"""What is asked of a plan, and the plan: from errors, constants of a machine and the stock step, without a model.
+
+`Request` holds the dials that people turn; `search.select` does the choosing. Next: `why.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sparse_vdit.plan import SparsePlan
+from sparse_vdit.search import HeadErrors
+from sparse_vdit.search.cost import CostModel
+from sparse_vdit.search.decisions import Decisions
+from sparse_vdit.search.hardware import Machine
+from sparse_vdit.search.select import paper_modes, select
+
+from .stock import Stock
+
+MAX_ERROR = 0.02  # asked for where no dial is given
+PAPER_DENSITY = 0.25  # of the one width per mode of the paper's rule
+
+Errors = Mapping[str, HeadErrors]
+Costs = Mapping[str, CostModel]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The dials: one of speedup, step_ms, max_error, or target_psnr (`target.to_psnr`), and how to choose.
+
+    Args:
+        objective: "budget" or "paper".
+        speedup: dense step over the plan's.
+        step_ms: a whole step.
+        max_error: weighted mean of relative errors.
+        target_psnr: dB, by real generations.
+        remainder, weights, kinds, dense_above, max_layer_error, penalty, threshold: as in `search.select`.
+        bins: edges of noise level, some of the recorded ones; None: as recorded.
+        mode_density: of the paper's modes, one width each.
+    """
+
+    objective: str = "budget"
+    speedup: float | None = None
+    step_ms: float | None = None
+    max_error: float | None = None
+    target_psnr: float | None = None
+    remainder: str = "fitted"
+    weights: str | None = None
+    kinds: tuple[str, ...] | None = None
+    dense_above: float | None = None
+    max_layer_error: float | None = None
+    penalty: float = 0.5
+    threshold: float | None = None
+    bins: tuple[float, ...] | None = None
+    mode_density: float = PAPER_DENSITY
+
+    @property
+    def has_dial(self) -> bool:
+        """Whether anything is asked for besides the objective."""
+        dials = (self.speedup, self.step_ms, self.max_error, self.target_psnr)
+        return any(dial is not None for dial in dials)
+
+    def binned(self, errors: Errors) -> dict[str, HeadErrors]:
+        """The recording in the bins asked for."""
+        bins = self.bins
+        return dict(errors) if bins is None else {name: part.rebinned(bins) for name, part in errors.items()}
+
+    def options(self, errors: Errors, stock: Stock | None) -> dict[str, Any]:
+        """Arguments of `search.select`, dials apart."""
+        found: dict[str, Any] = {
+            "objective": self.objective,
+            "dense_above": self.dense_above,
+            "weights": self.weights,
+            "kinds": self.kinds,
+        }
+        if stock is not None:
+            found |= {"levels": stock.levels, "rest_ms": stock.rest_ms, "dense_ms": stock.attention_ms}
+        if self.objective == "paper":
+            modes = paper_modes(next(iter(errors.values())).candidates, self.mode_density)
+            return found | {"penalty": self.penalty, "among": modes}
+        return found | {"remainder": self.remainder, "max_layer_error": self.max_layer_error}
+
+    def choose(self, errors: Errors, cost: Costs, stock: Stock | None = None) -> SparsePlan:
+        """The plan; without a dial that of `MAX_ERROR`, or of the paper's own threshold.
+
+        Args:
+            errors: by transformer.
+            cost: prices by transformer (`costs`).
+            stock: the dense step; needed for speedup and step_ms.
+
+        Raises:
+            ValueError: what is asked for cannot be reached (naming the range), or needs a pipeline (target_psnr).
+        """
+        if self.target_psnr is not None:
+            raise ValueError("plan: target_psnr is given, expected a model too: it takes real generations")
+        binned = self.binned(errors)
+        options = self.options(binned, stock)
+        asked = {"speedup": self.speedup, "step_ms": self.step_ms, "max_error": self.max_error}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        if self.objective == "paper":
+            given = given or {"threshold": self.threshold}
+        else:
+            given = given or {"max_error": MAX_ERROR}
+        return select(binned, cost, **options, **given)
+
+    def at_time(self, errors: Errors, cost: Costs, stock: Stock | None, attention_ms: float) -> SparsePlan:
+        """The plan for an attention time of a step, as the bisection of `target_psnr` asks for it."""
+        binned = self.binned(errors)
+        return select(binned, cost, **self.options(binned, stock), time_ms=attention_ms)
+
+    def ends(self, errors: Errors, cost: Costs, stock: Stock | None) -> tuple[float, float]:
+        """The least attention time of a step that can be asked for, and the dense one."""
+        binned = self.binned(errors)
+        options = self.options(binned, stock)
+        names = ("levels", "dense_above", "weights", "remainder", "among", "kinds")
+        decisions = Decisions(binned, cost, **{name: options[name] for name in names if name in options})
+        dense_ms = None if stock is None else stock.attention_ms
+        fastest = decisions.by_budget(float("inf"), "error")[0]
+        return decisions.play(fastest, dense_ms, guard=True)[1] * 1.001, decisions.dense_attention_ms(
+            dense_ms
+        )
+
+
+def costs(
+    errors: Errors, machine: Machine, *, batch: int = 1, dtype: str = "float32"
+) -> dict[str, CostModel]:
+    """Prices for every transformer of a recording.
+
+    Raises:
+        HardwareError: the machine was not measured for these calls; the sentence names those that it was for.
+    """
+    found = {}
+    for name, part in errors.items():
+        geometry, model = part.candidates.geometry, part.model
+        hardware = machine.find(dtype, model.head_dim, geometry.block_q, geometry.block_k)
+        found[name] = CostModel(hardware, part.candidates, heads=model.heads, batch=batch)
+    return found
+
+
+def request_of(plan: SparsePlan) -> Request:
+    """How a plan was asked for, as far as its provenance says; what it does not say is as by default."""
+    asked = plan.provenance.get("asked")
+    asked = asked if isinstance(asked, dict) else {}
+    found = Request(bins=plan.transformers[plan.names[0]].bins)
+    if asked.get("objective") == "paper":
+        found = replace(found, objective="paper", remainder="none")
+    elif asked.get("remainder") in ("fitted", "zero", "none"):
+        found = replace(found, remainder=asked["remainder"])
+    weights = plan.provenance.get("weights")
+    return replace(found, weights=weights) if weights in ("relative", "mse", "sensitivity") else found
