@@ -76,7 +76,7 @@ sv_status sv_visits_emit_mask(const sv_geometry *g, const uint8_t *mask, int wit
  * NULL) is asked once per query block, here and below. */
 sv_status sv_visits_mask(const sv_geometry *g, const sv_row *rows, const uint32_t *codes, int64_t n_codes,
                          const sv_poll *poll, uint8_t *out_mask);
-/* sv_visits_row_mask — the same for one query block of `rows` [nq]: uint8 [nk]. */
+/* sv_visits_row_mask — the same for one query block of `rows` [nq]: uint8 [nk]. Its pooled tiles are not read. */
 sv_status sv_visits_row_mask(const sv_geometry *g, const sv_row *rows, int64_t query_block,
                              const uint32_t *codes, int64_t n_codes, uint8_t *out_mask);
 /* sv_visits_items — items of a layer, longest first (key blocks + pooled tiles; ties: head, query block).

@@ -140,8 +140,7 @@ static sv_status mark_run(void *ctx, int64_t row, int64_t first, int64_t n) {
 static sv_status mark_row(reader *r, const sv_row *row, int64_t number, int64_t n_codes, uint8_t *out_mask) {
   memset(out_mask, 0, (size_t)r->n_blocks);
   SV_TRY(open_row(r, row, number, n_codes));
-  SV_TRY(visit_row(r, row, mark_run, out_mask));
-  return check_pooled(r, row, out_mask);
+  return visit_row(r, row, mark_run, out_mask);
 }
 
 sv_status sv_visits_mask(const sv_geometry *g, const sv_row *rows, const uint32_t *codes, int64_t n_codes,
@@ -152,6 +151,7 @@ sv_status sv_visits_mask(const sv_geometry *g, const sv_row *rows, const uint32_
   for (int64_t i = 0; i < n_rows; i++) {
     if (sv_poll_interrupted(poll)) return sv_fail(SV_ERR_INTERRUPTED, "visits: interrupted");
     SV_TRY(mark_row(&r, &rows[i], i, n_codes, out_mask + i * r.n_blocks));
+    SV_TRY(check_pooled(&r, &rows[i], out_mask + i * r.n_blocks));
   }
   return SV_OK;
 }

@@ -28,7 +28,7 @@ typedef struct sv_probe_args {
   const int32_t *rows; /* [R] sequence indices of the query rows, the same for all heads */
   int64_t n_rows;
   double scale;         /* finite */
-  const sv_row *visits; /* [C, nq] of the candidates; pooled tiles are checked, not needed */
+  const sv_row *visits; /* [C, nq] of the candidates; pooled tiles are not read */
   int64_t n_candidates;
   const uint32_t *codes; /* [n_codes] */
   int64_t n_codes;

@@ -134,7 +134,7 @@ static void numerators(const float *weights, int32_t ld, int32_t rows, const flo
 INLINE void combine_panels(const int panels, const float *SV_RESTRICT x, const float *SV_RESTRICT factors,
                            const int32_t *SV_RESTRICT list, int32_t n, int64_t width,
                            float *SV_RESTRICT out) {
-  vec acc[4 * PANEL_VECS];
+  vec acc[5 * PANEL_VECS];
   EACH(c, panels * PANEL_VECS) { acc[c] = vec_zero(); }
   for (int32_t i = 0; i < n; i++) {
     const float *from = x + list[i] * width;
@@ -144,12 +144,30 @@ INLINE void combine_panels(const int panels, const float *SV_RESTRICT x, const f
   EACH(c, panels * PANEL_VECS) { vec_store(out + c * LANES, acc[c]); }
 }
 
+/* Five panels are a head of 64 and its weight. */
 static void combine(const float *x, const float *factors, const int32_t *list, int32_t n, int32_t width,
                     float *out) {
   int32_t c = 0;
+  for (; c + 5 * SV_PANEL <= width; c += 5 * SV_PANEL)
+    combine_panels(5, x + c, factors, list, n, width, out + c);
   for (; c + 4 * SV_PANEL <= width; c += 4 * SV_PANEL)
     combine_panels(4, x + c, factors, list, n, width, out + c);
   for (; c < width; c += SV_PANEL) combine_panels(1, x + c, factors, list, n, width, out + c);
+}
+
+/* In two levels, so that a mean stays near one unit in the last place of its terms. */
+static void mean(const float *x, int32_t n, int32_t columns, float *out) {
+  const vec share = vec_const(1.0f / (float)n);
+  for (int32_t c = 0; c < columns; c += LANES) {
+    vec total = vec_zero();
+    for (int32_t j = 0; j < n;) {
+      vec part = vec_zero();
+      for (int32_t end = n - j < SV_PANEL ? n : j + SV_PANEL; j < end; j++)
+        part = vec_add(part, vec_load(x + j * columns + c));
+      total = vec_add(total, part);
+    }
+    vec_store(out + c, vec_mul(total, share));
+  }
 }
 
 static void subtract(float *x, int32_t n, int32_t width, int32_t depth, const float *full) {
@@ -187,6 +205,7 @@ static void add_errors(const sv_probe_terms *t, const double *SV_RESTRICT factor
   {.scores = scores,                                                                                         \
    .weigh = weigh,                                                                                           \
    .numerators = numerators,                                                                                 \
+   .mean = mean,                                                                                             \
    .combine = combine,                                                                                       \
    .subtract = subtract,                                                                                     \
    .dots = dots,                                                                                             \

@@ -36,6 +36,8 @@ typedef struct sv_probe_ops {
    * multiple of 16 */
   void (*numerators)(const float *weights, int32_t ld, int32_t rows, const float *values, int32_t columns,
                      int32_t n, float *out, int64_t stride);
+  /* mean — out[d] = sum_j x[j * columns + d] / n; columns a multiple of 16 */
+  void (*mean)(const float *x, int32_t n, int32_t columns, float *out);
   /* combine — out = sum_i factors[list[i]] x[list[i]]; vectors of width, a multiple of 16 */
   void (*combine)(const float *x, const float *factors, const int32_t *list, int32_t n, int32_t width,
                   float *out);

@@ -7,7 +7,6 @@
 #include "search/probe_candidates.h"
 
 #define KEYS_AT_ONCE 42 /* whole tiles of 6 and of 14 keys */
-#define MEAN_KEYS 16    /* a mean is summed in two levels */
 
 /* The room of a task, cut up. `rows` = rows_per_task. */
 typedef struct task {
@@ -20,7 +19,6 @@ typedef struct task {
   float *keys;        /* [KEYS_AT_ONCE][D] */
   float *weights;     /* [block_k][ld] */
   float *values;      /* [block_k][columns] */
-  float *partial;     /* [columns] */
   int32_t *numbers;   /* [block_k] sequence indices of a block's keys that take part */
   sv_probe_sums sums; /* of the blocks of an order */
   float *sum;         /* [ld] */
@@ -44,7 +42,6 @@ static size_t place_room(const sv_probe *p, char *room, task *t) {
   t->keys = cut(room, &used, KEYS_AT_ONCE * p->head_dim * f);
   t->weights = cut(room, &used, rows * block_k * f);
   t->values = cut(room, &used, block_k * p->columns * f);
-  t->partial = cut(room, &used, p->columns * f);
   t->numbers = cut(room, &used, block_k * (int64_t)sizeof(int32_t));
   t->sum = cut(room, &used, rows * f);
   t->sums.numerators = cut(room, &used, rows * nk * p->width * f);
@@ -117,24 +114,13 @@ static int32_t find_keys(task *t, const int32_t *tokens, int64_t kb) {
   return n;
 }
 
-static void add_row(const float *SV_RESTRICT from, int64_t n, float *SV_RESTRICT to) {
-  for (int64_t i = 0; i < n; i++) to[i] += from[i];
-}
-
 /* Values of the block as float32 and their mean, which has weight 1 at [D]. */
 static void load_values(task *t, int32_t n, float *mean) {
   const sv_probe *p = t->probe;
-  const float share = 1.0f / (float)n;
   for (int32_t j = 0; j < n; j++)
     p->to_float(row_of(&t->v, t->numbers[j]), t->v.dtype, p->head_dim, 1.0f, t->values + j * p->columns);
-  memset(mean, 0, (size_t)p->width * sizeof(float));
-  for (int32_t j = 0; j < n; j += MEAN_KEYS) {
-    memset(t->partial, 0, (size_t)p->columns * sizeof(float));
-    for (int32_t i = j; i < n && i < j + MEAN_KEYS; i++)
-      add_row(t->values + i * p->columns, p->columns, t->partial);
-    add_row(t->partial, p->columns, mean);
-  }
-  for (int32_t d = 0; d < p->columns; d++) mean[d] *= share;
+  p->ops->mean(t->values, n, p->columns, mean);
+  if (p->width > p->columns) memset(mean + p->columns, 0, SV_PANEL * sizeof(float));
   mean[p->head_dim] = 1.0f;
 }
 
