@@ -168,7 +168,7 @@ def edges(text: str) -> tuple[float, ...]:
 def _checked(text: str, kind: type[T], good: Callable[[T], bool], expected: str) -> T:
     value: T | None
     try:
-        value = kind(text)  # type: ignore[call-arg]
+        value = kind(text)
     except ValueError:
         value = None
     if value is None or not good(value):

@@ -69,8 +69,10 @@ def add_recording(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--hardware", type=Path, help="hardware.json (default: measured at once)")
     group.add_argument("--calibrate-seconds", type=positive, default=30.0, help="for that (default 30)")
-    group.add_argument("--follow", choices=("dense", "choice"), default="dense",
-                       help="hand on the dense output, or that of greedy choices (the paper's Algorithm 1)")  # fmt: skip
+    group.add_argument(
+        "--follow", choices=("dense", "choice"), default="dense",
+        help="hand on the dense output, or that of greedy choices (the paper's Algorithm 1)",
+    )  # fmt: skip
     group.add_argument(
         "--rows", type=count, default=64, help="query rows sampled per head and call (default 64)"
     )
@@ -78,10 +80,14 @@ def add_recording(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--listen", type=count, help="measure at most so many steps of every bin (default: all)"
     )
-    group.add_argument("--power", type=whole, default=1,
-                       help="gradients per prompt and bin that weigh heads by what the output feels (default 1)")  # fmt: skip
-    group.add_argument("--measure", choices=("relative", "projected"), default="relative",
-                       help="errors of the heads' outputs, or behind the output projection")  # fmt: skip
+    group.add_argument(
+        "--power", type=whole, default=1,
+        help="gradients per prompt and bin that weigh heads by what the output feels (default 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--measure", choices=("relative", "projected"), default="relative",
+        help="errors of the heads' outputs, or behind the output projection",
+    )  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace the errors of another search")
 
 

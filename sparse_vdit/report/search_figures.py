@@ -14,7 +14,8 @@ import numpy as np
 from .figures import DENSE, FAINT, FAMILIES, INK, MUTED, SPARSE, Figure, beside, canvas_of, label
 
 LETTERED = 64  # cells of a panel that still get letters
-FLOOR = 1e-6  # lowest relative error drawn
+RIVALS = "Ds^v"  # markers of other plans
+FLOOR = 1e-9  # relative errors below it are drawn there
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def _draw_panel(place: Any, panel: ModePanel, *, lettered: bool) -> None:
         for layer, head in np.ndindex(layers, heads):
             letter = FAMILIES[str(panel.families[layer, head])][1]
             words = f"{letter} {panel.densities[layer, head]:.2f}".replace(" 0.", " .")
-            place.text(layer + 0.5, head + 0.5, words, ha="center", va="center", fontsize=6.5, color=INK)
+            ink = "white" if letter in "FDU" and panel.densities[layer, head] > 0.2 else INK
+            place.text(layer + 0.5, head + 0.5, words, ha="center", va="center", fontsize=7, color=ink)
     for axis, count in ((place.xaxis, layers), (place.yaxis, heads)):
         step = max(1, count // 10)
         axis.set_ticks([n + 0.5 for n in range(0, count, step)], [str(n) for n in range(0, count, step)])
@@ -111,6 +113,21 @@ def _draw_panel(place: Any, panel: ModePanel, *, lettered: bool) -> None:
     place.spines[:].set_visible(False)
     place.set_title(panel.title, fontsize=9)
     place.set_ylabel("head", fontsize=8)
+
+
+def _log_axis(axis: Any, *, fine: bool = False) -> None:
+    """Powers of ten (fine: also 2 and 5 times them) as plain numbers: texts are not parsed as mathematics."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(10, (1, 2, 5) if fine else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value < 1e-3 else f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _floor(errors: Sequence[float]) -> float:
+    """Where an error of zero is drawn: below the least one that is not."""
+    positive = [value for value in errors if value > FLOOR]
+    return max(FLOOR, 0.4 * min(positive, default=FLOOR))
 
 
 def head_fronts(heads: Sequence[HeadFront], columns: int = 3) -> Figure:
@@ -121,6 +138,7 @@ def head_fronts(heads: Sequence[HeadFront], columns: int = 3) -> Figure:
         columns: Panels in a row.
     """
     rows = -(-len(heads) // columns)
+    floor = _floor([error for head in heads for error in head.errors])
     with canvas_of(
         "fronts",
         3.55 * columns,
@@ -134,7 +152,7 @@ def head_fronts(heads: Sequence[HeadFront], columns: int = 3) -> Figure:
         for place in axes.flat:
             place.set_axis_off()
         for number, (place, head) in enumerate(zip(axes.flat, heads, strict=False)):
-            _draw_front(place, head)
+            _draw_front(place, head, floor)
             if number % columns == 0:
                 place.set_ylabel("relative squared error", fontsize=8)
             if number + columns >= len(heads):
@@ -144,9 +162,9 @@ def head_fronts(heads: Sequence[HeadFront], columns: int = 3) -> Figure:
     return done[0]
 
 
-def _draw_front(place: Any, head: HeadFront) -> None:
+def _draw_front(place: Any, head: HeadFront, floor: float) -> None:
     place.set_axis_on()
-    times, errors = np.asarray(head.times), np.maximum(np.asarray(head.errors, dtype=float), FLOOR)
+    times, errors = np.asarray(head.times), np.maximum(np.asarray(head.errors, dtype=float), floor)
     remainder, families = np.asarray(head.remainders, dtype=bool), np.asarray(head.families)
     hull = list(head.hull)
     place.plot(times[hull], errors[hull], color=FAINT, lw=1.1, zorder=1)
@@ -163,6 +181,7 @@ def _draw_front(place: Any, head: HeadFront) -> None:
         at = (times[head.chosen], errors[head.chosen])
         place.scatter(*at, s=120, facecolors="none", edgecolors=INK, linewidths=1.6, zorder=4)
     place.set_yscale("log")
+    _log_axis(place.yaxis)
     place.tick_params(labelsize=7)
     place.set_title(head.title, fontsize=9)
 
@@ -197,25 +216,21 @@ def plan_front(
         points: Name to (speed-up, error); the first one is the plan.
         what: Name of the speed-ups.
     """
-    with canvas_of("planfront", 7.4, 3.3) as (_, place, done):
-        place.plot(speedups, np.maximum(errors, FLOOR), color=SPARSE, lw=1.8, zorder=2)
-        place.plot(speedups, np.maximum(errors, FLOOR), color=SPARSE, marker="o", ms=3, ls="", zorder=2)
+    floor = _floor([*errors, *(error for _, error in points.values())])
+    drawn = np.maximum(errors, floor)
+    with canvas_of("planfront", 7.4, 3.6) as (_, place, done):
+        place.plot(speedups, drawn, color=SPARSE, lw=1.8, marker="o", ms=3, zorder=2)
         for number, (name, (speedup, error)) in enumerate(points.items()):
-            colour = SPARSE if number == 0 else DENSE
-            place.scatter(
-                speedup,
-                max(error, FLOOR),
-                s=70 if number == 0 else 34,
-                color=colour,
-                zorder=3,
-                marker="D" if number else "o",
-            )
-            beside(place, speedup, max(error, FLOOR), f"  {name}", fontsize=9)
+            lead = number == 0
+            style: dict[str, Any] = {"s": 70, "color": SPARSE}
+            if not lead:
+                style = {"s": 40, "color": DENSE, "marker": RIVALS[(number - 1) % len(RIVALS)]}
+            place.scatter(speedup, max(error, floor), zorder=4 if lead else 3, label=name, **style)
+        place.legend(frameon=False, fontsize=9, loc="lower right")
         place.set_yscale("log")
+        _log_axis(place.yaxis)
         place.set_xlabel(f"predicted {what}")
         place.set_ylabel("mean relative error")
-        top = max([*speedups, *(speedup for speedup, _ in points.values())])
-        place.set_xlim(min(1.0, min(speedups)), 1 + 1.22 * (top - 1) if top > 1 else 1.5)
     return done[0]
 
 
@@ -253,9 +268,10 @@ def transfer_scatter(own: Sequence[float], carried: Sequence[float], families: S
     """
     from matplotlib.lines import Line2D
 
-    x, y = (np.maximum(np.asarray(values, dtype=float), FLOOR) for values in (own, carried))
+    floor = _floor([*own, *carried])
+    x, y = (np.maximum(np.asarray(values, dtype=float), floor) for values in (own, carried))
     low, high = float(min(x.min(), y.min())) * 0.7, float(max(x.max(), y.max())) * 1.4
-    with canvas_of("transfer", 5.6, 4.2) as (canvas, place, done):
+    with canvas_of("transfer", 8.4, 3.7) as (canvas, place, done):
         place.plot([low, high], [low, high], color=MUTED, lw=1.2, zorder=1)
         seen = [family for family in FAMILIES if family in families]
         for family in seen:
@@ -263,6 +279,9 @@ def transfer_scatter(own: Sequence[float], carried: Sequence[float], families: S
             place.scatter(x[some], y[some], s=15, color=FAMILIES[family][0], linewidths=0, alpha=0.85)
         place.set_xscale("log")
         place.set_yscale("log")
+        fine = high < 30 * low
+        _log_axis(place.xaxis, fine=fine)
+        _log_axis(place.yaxis, fine=fine)
         place.set_xlim(low, high)
         place.set_ylim(low, high)
         place.set_xlabel("error on the prompts it was chosen on")

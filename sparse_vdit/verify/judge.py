@@ -111,7 +111,7 @@ class Verification:
 
     @property
     def transfer_db(self) -> float | None:
-        """PSNR on other prompts minus PSNR on those of the calibration: about 0 where a plan does not depend on them."""
+        """PSNR on other prompts minus that on those of the calibration: about 0 where a plan carries over."""
         if not all(self.groups.get(group) for group in GROUPS):
             return None
         own, others = (self.psnr_db(group) for group in GROUPS)

@@ -181,7 +181,8 @@ def projections_of(pipe: Any) -> dict[str, Any]:
             projection = getattr(attention, "to_out", None)
             if projection is None:
                 raise ValueError(
-                    f"search: layer {layer} of {name} has no output projection of its own, expected the measure relative"
+                    f"search: layer {layer} of {name} has no output projection of its own, expected the measure "
+                    "relative"
                 )
             layers.append(output_factors(projection[0].weight.detach().float().cpu(), attention.heads))
         found[name] = np.stack(layers)

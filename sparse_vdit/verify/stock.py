@@ -105,9 +105,10 @@ class Stock:
         at = self.layout
         ceiling = f"{self.ceiling:.2f}x" if math.isfinite(self.ceiling) else "none"
         return (
-            f"{at['frames']} x {at['height']} x {at['width']} video tokens, {at['prefix']} before, {at['suffix']} after; "
-            f"{self.batch} sample{'s' * (self.batch > 1)} a step, {self.dtype}; a dense step takes {self.step_ms:.0f} ms, "
-            f"attention is {self.share:.0%} of it, ceiling {ceiling}"
+            f"{at['frames']} x {at['height']} x {at['width']} video tokens, {at['prefix']} before, "
+            f"{at['suffix']} after; "
+            f"{self.batch} sample{'s' * (self.batch > 1)} a step, {self.dtype}; a dense step takes "
+            f"{self.step_ms:.0f} ms, attention is {self.share:.0%} of it, ceiling {ceiling}"
         )
 
     def to_json(self) -> Json:

@@ -85,7 +85,8 @@ def to_psnr(
     if best is None:
         top = max(made, key=lambda one: one.psnr_db)
         raise ValueError(
-            f"verify: the {len(made)} plans tried reach {top.psnr_db:.2f} dB at most (attention {top.attention_ms:.4g} ms "
+            f"verify: the {len(made)} plans tried reach {top.psnr_db:.2f} dB at most (attention "
+            f"{top.attention_ms:.4g} ms "
             f"a step of {ends[1]:.4g} dense), expected {target_db:g} dB; ask for less, or for more tries"
         )
     return best, made

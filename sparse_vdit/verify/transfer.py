@@ -53,7 +53,7 @@ class Transfer:
     def __str__(self) -> str:
         return (
             f"error {self.own:.4g} on its own prompts, {self.carried:.4g} on others, where a plan of their own would "
-            f"have {self.best:.4g}: {self.regret:+.1%}; {self.same_family:.0%} of the heads would keep their kind"
+            f"have {self.best:.4g}: {self.regret + 0.0:+.1%}; {self.same_family:.0%} of the heads would keep their kind"
         )
 
 
