@@ -69,8 +69,9 @@ class Recorder:
         follow: "dense" or "choice".
         penalty, threshold: lambda and epsilon of "choice".
         listen: at most so many measured steps in every bin, evenly spread; None: all. The rest is dense.
-        power: random directions of the output per prompt and bin, whose gradients say how much each head is
-            felt (one backward pass of the model each); 0: none.
+        power: random directions of the output per bin, whose gradients say how much each head is felt (each
+            costs about three steps of the model: a forward with its graph and a backward pass); 0: none.
+        power_prompts: the prompts 0 .. power_prompts - 1 measure it, the others save that time.
         projections: transformer name -> float [layers, heads, D, D], L with L^T L = W_h^T W_h for each
             head's slice W_h of the output projection: errors are then measured behind it.
         stripes: transformer name -> int32 [bins, layers, heads, M], mass stripes of an earlier recording.
@@ -92,6 +93,7 @@ class Recorder:
         threshold: float = THRESHOLD,
         listen: int | None = None,
         power: int = 0,
+        power_prompts: int = 1,
         projections: Mapping[str, NDArray[Any]] | None = None,
         stripes: Mapping[str, NDArray[np.int32]] | None = None,
     ) -> None:
@@ -111,6 +113,7 @@ class Recorder:
         self.choosing = Choosing(float(penalty), float(threshold)) if follow == "choice" else None
         self.listen = None if listen is None else integer("recorder", "listen", listen, 1)
         self.power = integer("recorder", "power", power, 0, 1024)
+        self.power_prompts = integer("recorder", "power_prompts", power_prompts, 1)
         self.measure = MEASURES[0 if projections is None else 1]
         self._projections = projections
         self._given = {name: self._stripes_of(name, stripes) for name in self.models}
@@ -145,7 +148,7 @@ class Recorder:
             "follow": self.follow,
             "choosing": None if self.choosing is None else [self.choosing.penalty, self.choosing.threshold],
             "listen": self.listen,
-            "power": self.power,
+            "power": [self.power, self.power_prompts],
             "projections": _digest(self._projections or {}),
             "stripes": _digest(self._given),
         }
@@ -324,7 +327,7 @@ class Recorder:
         cell: NDArray[np.int32] = self.stripes[name][current.bin, layer]
         if (cell < 0).any():
             mass = measure().mass
-            self._refuse(current.number, layer, _first(~np.isfinite(mass).all(axis=-1)))
+            self._refuse(current.number, layer, _first(~np.isfinite(mass.sum(axis=-1))))
             found = np.argsort(-mass, axis=-1, kind="stable")[:, :blocks].astype(np.int32)
             cell[:] = found if self.share is None else self.share(found)
         current.stripes[name][layer] = cell
@@ -409,6 +412,8 @@ class Recorder:
         """At the middle one of a bin's steps; with two transformers, at the first step of each in the bin."""
         step = self._step
         if not self.power or self._outputs is not None or step is None or name in step.power:
+            return False
+        if self._prompt is None or self._prompt >= self.power_prompts:
             return False
         if self.schedule is None or len(self.models) > 1:
             return not self._sums.probes[name][step.bin]

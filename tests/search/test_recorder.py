@@ -250,6 +250,8 @@ def test_power_is_the_gradient_at_the_middle_step_of_each_bin(tmp_path: Path) ->
     generate(small, recorder)
     errors = recorder.errors()["transformer"]
     assert errors.probes.tolist() == [2, 2]
+    generate(small, recorder, prompt=1)
+    assert recorder.errors()["transformer"].power is None, "the first prompt alone pays for it"
     kept: list[Any] = []
     middle = recorder.schedule.middle(bins, 0, None)
     seen: list[dict[str, Any]] = []
