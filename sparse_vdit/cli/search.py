@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +84,14 @@ def add_recording(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--power", type=whole, default=1,
-        help="gradients per prompt and bin that weigh heads by what the output feels (default 1)",
+        help="gradients per bin that weigh heads by what the output feels (default 1; 0: none)",
     )  # fmt: skip
+    group.add_argument(
+        "--power-prompts",
+        type=count,
+        default=1,
+        help="on so many prompts; each costs three steps a bin (default 1)",
+    )
     group.add_argument(
         "--measure", choices=("relative", "projected"), default="relative",
         help="errors of the heads' outputs, or behind the output projection",
@@ -354,6 +362,7 @@ def recorder_of(
            if args.follow == "choice" else {}),
         listen=args.listen,
         power=args.power,
+        power_prompts=args.power_prompts,
         projections=projections_of(source.pipe) if args.measure == "projected" else None,
         stripes=None if not first else {name: _stripes(part, bins) for name, part in first.items()},
     )  # fmt: skip
@@ -394,23 +403,33 @@ def verified(
 def _chosen(
     args: argparse.Namespace, source: Source, folder: Folder, request: Request, samples: Sequence[Sample]
 ) -> SparsePlan:
-    from ..verify.target import mean_psnr, to_psnr
-
     if request.target_psnr is None:
         return request.choose(folder.errors, folder.cost, folder.stock)
-    plan, tries = to_psnr(
-        request.target_psnr,
-        mean_psnr(source, samples[: args.verify or 2]),
-        lambda time_ms: request.at_time(folder.errors, folder.cost, folder.stock, time_ms),
-        request.ends(folder.errors, folder.cost, folder.stock),
-        tries=args.tries,
-        tell=lambda what: _say(args, f"target: {what}"),
-    )
-    best = max(
-        (one for one in tries if one.psnr_db >= request.target_psnr), key=lambda one: -one.attention_ms
-    )
-    print(f"target {request.target_psnr:g} dB: {best.psnr_db:.2f} dB achieved, {len(tries)} plans tried")
-    return plan
+    from ..plan import SparsePlan
+    from ..search.target import reach_psnr
+    from ..verify import mean_psnr
+
+    if request.objective != "budget":
+        raise ValueError("search: target_psnr is given with the paper's rule, expected the budget rule")
+    measure = mean_psnr(source, samples[: args.verify or 2])
+
+    def make(error: float) -> SparsePlan:
+        wanted = replace(request, target_psnr=None, max_error=error)
+        return wanted.choose(folder.errors, folder.cost, folder.stock)
+
+    def judge(plan: SparsePlan) -> float:
+        found = measure(plan)
+        error = plan.provenance["predicted"]["mean_error"]
+        _say(args, f"target: mean error {error:.3g} gives {found:.2f} dB, wanted {request.target_psnr:g} dB")
+        return found
+
+    plan, trials = reach_psnr(make, judge, request.target_psnr, tries=args.tries)
+    reached = next(trial.psnr_db for trial in trials if trial.plan is plan)
+    print(f"target {request.target_psnr:g} dB: {reached:.2f} dB achieved, {len(trials)} plans tried")
+    noted = {"target_psnr": request.target_psnr, "plans_tried": len(trials)}
+    if math.isfinite(reached):
+        noted["reached_psnr"] = round(reached, 3)
+    return SparsePlan(plan.transformers, plan.provenance | {"target": noted})
 
 
 def _verify(

@@ -158,7 +158,7 @@ def head_fronts(heads: Sequence[HeadFront], columns: int = 3) -> Figure:
             if number + columns >= len(heads):
                 place.set_xlabel("time over that of a full head", fontsize=8)
                 place.tick_params(labelbottom=True)
-        _front_legend(canvas, heads)
+        _front_legend(canvas, heads, columns)
     return done[0]
 
 
@@ -186,7 +186,7 @@ def _draw_front(place: Any, head: HeadFront, floor: float) -> None:
     place.set_title(head.title, fontsize=9)
 
 
-def _front_legend(canvas: Any, heads: Sequence[HeadFront]) -> None:
+def _front_legend(canvas: Any, heads: Sequence[HeadFront], columns: int) -> None:
     from matplotlib.lines import Line2D
 
     seen = [family for family in FAMILIES if any(family in head.families for head in heads)]
@@ -198,7 +198,11 @@ def _front_legend(canvas: Any, heads: Sequence[HeadFront]) -> None:
         Line2D([], [], color=INK, label="chosen", marker="o", ls="", ms=9, markerfacecolor="none"),
     ]
     canvas.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False, fontsize=8
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 2 * columns),
+        frameon=False,
+        fontsize=8,
     )
 
 

@@ -165,7 +165,7 @@ def _facts(story: Story) -> list[tuple[str, str]]:
         ),
         (
             "options",
-            f"{candidates.count} candidates, {int(candidates.takes_remainder.sum())} of them with a fitted remainder too",
+            f"{candidates.count} candidates, {int(candidates.takes_remainder.sum())} also with a fitted remainder",
         ),
         ("recorded", f"{bins} noise bins, {first.rows} rows, {int(first.calls.sum())} attention calls"),
         ("asked for", _listed(asked)),

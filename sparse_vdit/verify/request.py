@@ -12,7 +12,6 @@ from typing import Any
 from sparse_vdit.plan import SparsePlan
 from sparse_vdit.search import HeadErrors
 from sparse_vdit.search.cost import CostModel
-from sparse_vdit.search.decisions import Decisions
 from sparse_vdit.search.hardware import Machine
 from sparse_vdit.search.select import paper_modes, select
 
@@ -27,7 +26,7 @@ Costs = Mapping[str, CostModel]
 
 @dataclass(frozen=True)
 class Request:
-    """The dials: one of speedup, step_ms, max_error, or target_psnr (`target.to_psnr`), and how to choose.
+    """The dials: one of speedup, step_ms, max_error, or target_psnr (`search.target`), and how to choose.
 
     Args:
         objective: "budget" or "paper".
@@ -103,23 +102,6 @@ class Request:
         else:
             given = given or {"max_error": MAX_ERROR}
         return select(binned, cost, **options, **given)
-
-    def at_time(self, errors: Errors, cost: Costs, stock: Stock | None, attention_ms: float) -> SparsePlan:
-        """The plan for an attention time of a step, as the bisection of `target_psnr` asks for it."""
-        binned = self.binned(errors)
-        return select(binned, cost, **self.options(binned, stock), time_ms=attention_ms)
-
-    def ends(self, errors: Errors, cost: Costs, stock: Stock | None) -> tuple[float, float]:
-        """The least attention time of a step that can be asked for, and the dense one."""
-        binned = self.binned(errors)
-        options = self.options(binned, stock)
-        names = ("levels", "dense_above", "weights", "remainder", "among", "kinds")
-        decisions = Decisions(binned, cost, **{name: options[name] for name in names if name in options})
-        dense_ms = None if stock is None else stock.attention_ms
-        fastest = decisions.by_budget(float("inf"), "error")[0]
-        return decisions.play(fastest, dense_ms, guard=True)[1] * 1.001, decisions.dense_attention_ms(
-            dense_ms
-        )
 
 
 def costs(
