@@ -66,38 +66,60 @@ static void scores(const float *keys, int64_t n, int64_t depth, const float *que
 
 /* ---- weights of a block ---- */
 
+#define CHAINS                                                                                               \
+  4 /* side by side: an addition takes 4 cycles, and a sum of n terms loses what one of n / 4 would */
+
 typedef struct column {
-  vec max, mean;
+  vec max[CHAINS], sum[CHAINS];
 } column;
 
-/* Four sums side by side: a mean of n logits loses what one of n / 4 would. */
-INLINE column look_at(const float *logits, const int32_t *keys, int32_t n, int64_t ld) {
-  vec max = vec_const(LOWEST), sums[4] = {vec_zero(), vec_zero(), vec_zero(), vec_zero()};
-  for (int32_t j = 0; j < n; j++) {
-    vec x = vec_load(logits + keys[j] * ld);
-    max = vec_max(max, x);
-    sums[j % 4] = vec_add(sums[j % 4], x);
+INLINE void look_at(const float *logits, int chain, column *seen) {
+  vec x = vec_load(logits);
+  seen->max[chain] = vec_max(seen->max[chain], x);
+  seen->sum[chain] = vec_add(seen->sum[chain], x);
+}
+
+INLINE vec add_chains(const vec sums[CHAINS]) {
+  return vec_add(vec_add(sums[0], sums[1]), vec_add(sums[2], sums[3]));
+}
+
+/* Exponents and the pseudo key of LANES rows from i on; returns the exponents. */
+INLINE vec open_column(const sv_probe_block *b, int64_t i) {
+  column seen;
+  int32_t j = 0;
+  EACH(c, CHAINS) {
+    seen.max[c] = vec_const(LOWEST);
+    seen.sum[c] = vec_zero();
   }
-  vec total = vec_add(vec_add(sums[0], sums[1]), vec_add(sums[2], sums[3]));
-  return (column){max, vec_mul(total, vec_const(1.0f / (float)n))};
+  for (; j + CHAINS <= b->n; j += CHAINS) {
+    EACH(c, CHAINS) { look_at(b->logits + (int64_t)b->keys[j + c] * b->ld + i, c, &seen); }
+  }
+  for (; j < b->n; j++) look_at(b->logits + (int64_t)b->keys[j] * b->ld + i, 0, &seen);
+  vec max = vec_max(vec_max(seen.max[0], seen.max[1]), vec_max(seen.max[2], seen.max[3]));
+  vec mean = vec_mul(add_chains(seen.sum), vec_const(1.0f / (float)b->n));
+  vec pooled = vec_add(mean, vec_const(log2f((float)b->n))), pooled_exponent = vec_round(pooled);
+  vec_store(b->pooled_sum + i, exp2_vec(vec_sub(pooled, pooled_exponent)));
+  vec_store(b->pooled_exponent + i, pooled_exponent);
+  return vec_round(max);
+}
+
+INLINE vec weigh_key(const sv_probe_block *b, int32_t j, int64_t i, vec exponent) {
+  vec w = exp2_vec(vec_sub(vec_load(b->logits + (int64_t)b->keys[j] * b->ld + i), exponent));
+  vec_store(b->weights + (int64_t)j * b->ld + i, w);
+  return w;
 }
 
 static void weigh(const sv_probe_block *b) {
-  const int64_t ld = b->ld;
-  const vec bias = vec_const(log2f((float)b->n));
-  for (int64_t i = 0; i < ld; i += LANES) {
-    column seen = look_at(b->logits + i, b->keys, b->n, ld);
-    vec exponent = vec_round(seen.max), sum[2] = {vec_zero(), vec_zero()};
-    for (int32_t j = 0; j < b->n; j++) {
-      vec w = exp2_vec(vec_sub(vec_load(b->logits + b->keys[j] * ld + i), exponent));
-      vec_store(b->weights + j * ld + i, w);
-      sum[j % 2] = vec_add(sum[j % 2], w);
+  for (int64_t i = 0; i < b->ld; i += LANES) {
+    vec exponent = open_column(b, i), sums[CHAINS];
+    int32_t j = 0;
+    EACH(c, CHAINS) { sums[c] = vec_zero(); }
+    for (; j + CHAINS <= b->n; j += CHAINS) {
+      EACH(c, CHAINS) { sums[c] = vec_add(sums[c], weigh_key(b, j + c, i, exponent)); }
     }
-    vec pooled = vec_add(seen.mean, bias), pooled_exponent = vec_round(pooled);
-    vec_store(b->sum + i, vec_add(sum[0], sum[1]));
+    for (; j < b->n; j++) sums[0] = vec_add(sums[0], weigh_key(b, j, i, exponent));
+    vec_store(b->sum + i, add_chains(sums));
     vec_store(b->exponent + i, exponent);
-    vec_store(b->pooled_sum + i, exp2_vec(vec_sub(pooled, pooled_exponent)));
-    vec_store(b->pooled_exponent + i, pooled_exponent);
   }
 }
 
