@@ -1,5 +1,5 @@
-"""Measures attention, or how well its cost is predicted: `python benchmarks/bench.py attention|cost [--quick]
-[--json FILE] [--threads N]`.
+"""Measures attention, how well its cost is predicted, or what rules are worth in decibels at equal time:
+`python benchmarks/bench.py attention|cost|quality [--quick] [--json FILE] [--threads N]`.
 
 Prints a table and, on request, writes its rows as JSON. Numbers mean what README.md beside this file says.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import time
@@ -19,6 +20,7 @@ import baselines
 import cases
 import cost
 import numpy as np
+import quality
 import timing
 import torch
 
@@ -275,26 +277,36 @@ def measure_attention(options: Options) -> list[Row]:
     return rows
 
 
-def measure_cost(options: Options) -> list[Row]:
-    common = {
+def common_fields(options: Options) -> Row:
+    return {
         "device": device_name(),
         "isa": build_info()["isa"],
         "threads": options.threads,
         "commit": commit(),
     }
-    rows = [{key: row[key] for key in cost.COST_KEYS} for row in cost.cost_rows(options, common)]
+
+
+def measure_quality(options: Options) -> list[Row]:
+    return quality.measure_quality(options, common_fields(options))
+
+
+def measure_cost(options: Options) -> list[Row]:
+    rows = cost.cost_rows(options, common_fields(options))
+    rows = [{key: row[key] for key in cost.COST_KEYS} for row in rows]
     print("\n".join([cost.line(row) for row in rows] + [cost.summary(rows)]))
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["attention", "cost"])
+    parser.add_argument("what", choices=["attention", "cost", "quality"])
     parser.add_argument(
-        "--quick", action="store_true", help="within a minute: float32, 8,192 tokens, 2 heads"
+        "--quick",
+        action="store_true",
+        help="within a minute: float32, 8,192 tokens, 2 heads; quality: 2 clips of 3 steps, minutes",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
-    parser.add_argument("--threads", type=int, default=1, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N", help="default 1; quality: all cores")
     parser.add_argument(
         "--cpu-time",
         action="store_true",
@@ -304,7 +316,10 @@ def main() -> None:
         "--hardware", type=Path, metavar="FILE", help="cost: constants of sparse-vdit calibrate"
     )
     parser.add_argument("--seconds", type=float, metavar="S", help="cost: of measuring, default 60")
+    quality.arguments(parser)
     options = parser.parse_args()
+    if options.threads is None:
+        options.threads = len(os.sched_getaffinity(0)) if options.what == "quality" else 1
     options.clock = time.thread_time if options.cpu_time else time.perf_counter
     if options.cpu_time and options.threads > 1:
         parser.error("--cpu-time counts one thread, expected --threads 1")
@@ -315,7 +330,8 @@ def main() -> None:
     print(
         f"{device_name()}, isa {build_info()['isa']}, {options.threads} thread(s), torch {torch.__version__}"
     )
-    rows = measure_cost(options) if options.what == "cost" else measure_attention(options)
+    measure = {"attention": measure_attention, "cost": measure_cost, "quality": measure_quality}
+    rows = measure[options.what](options)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
