@@ -1,4 +1,4 @@
-"""Patterns with names: lists from which `choose`, the search or `SparsePlan.uniform` makes a plan.
+"""Patterns with names: lists from which the search or `SparsePlan.uniform` makes a plan.
 
 Widths follow from a density. `svg` uses the published rule of Sparse VideoGen; `paper` takes, of each
 family, the width whose measured density (what is really computed) is nearest to the one asked for.

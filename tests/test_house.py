@@ -33,7 +33,6 @@ PYTHON_ARROWS: dict[str, set[str]] = {
     "presets": {"geometry", "pattern", "plan"},
     "ops": {"plan", "pattern", "errors", "_C", "_torch"},
     "attention": {"ops", "plan", "pattern", "errors", "_C"},
-    "choose": {"attention", "geometry", "pattern", "plan", "presets", "errors", "_C"},
     "search": {"attention", "geometry", "pattern", "plan", "presets", "errors", "info", "_C"},
     "verify": {
         "search",
@@ -55,7 +54,6 @@ PYTHON_ARROWS: dict[str, set[str]] = {
         "search",
         "verify",
         "models",
-        "choose",
         "report",
         "attention",
         "plan",

@@ -18,8 +18,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=_count, default=3, help="videos, at most (default 3)")
     parser.add_argument("--steps", type=_count, default=12, help="denoising steps (default 12)")
-    parser.add_argument(
-        "--density", type=_share, default=0.25, help="mean density of the plan (default 0.25)"
+    dial = parser.add_mutually_exclusive_group()
+    dial.add_argument("--density", type=_share, default=0.25, help="mean density of the plan (default 0.25)")
+    dial.add_argument(
+        "--speedup", type=_factor, help="instead: how many times faster a step should be, as predicted"
     )
     parser.add_argument("--block", type=int, default=64, help="tokens of a block (default 64)")
     parser.add_argument("--clips", type=_count, default=12, help="clips of the held-out loss (default 12)")
@@ -41,6 +43,13 @@ def _share(text: str) -> float:
     return number
 
 
+def _factor(text: str) -> float:
+    number = float(text)
+    if not 1 < number < 1000:
+        raise argparse.ArgumentTypeError(f"{number} is given, expected more than 1")
+    return number
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the comparison and say where the report lies."""
     from ..demo.pipeline import MODEL
@@ -50,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     found = compare(
         Settings(
             args.out, args.model or MODEL, args.seeds, args.steps, args.block, args.density, args.clips,
-            not args.no_progress,
+            not args.no_progress, args.speedup,
         )
     )  # fmt: skip
     print(summary(found))
@@ -67,6 +76,8 @@ def summary(found: dict[str, Any]) -> str:
         f"sparse  {found['sparse_s_per_step']:.3f} s per step, {found['speedup']:.2f} times faster "
         f"(predicted {found['speedup_predicted']:.2f}), density {found['density']:.3f}",
         f"PSNR {psnr}, SSIM {found['ssim']:.4f}, held-out loss {rise:+.2%}",
+        f"search  {found['search']['options']} options per head in {found['search']['seconds_in_all']:.0f} s "
+        f"({found['search']['dense_generations']:.1f} dense generations)",
     ]
     for name, control in found["controls"].items():
         other = "equal" if control["psnr_db"] is None else f"{control['psnr_db']:.2f} dB"

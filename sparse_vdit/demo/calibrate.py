@@ -1,24 +1,30 @@
-"""One observed dense video: what every head costs with every candidate, and a plan chosen from that.
+"""One observed dense video and a clock: what every head costs with every candidate, in error and in milliseconds.
 
-A recorder listens to the stock attention at the steps, the noisiest one among them, and measures the output error of
-all candidates. How much a head's error matters is measured too: by the gradient of the model's output with respect to
-the head's output. The prompt and the seed are none of those that are judged later.
+The recorder of the search listens to the stock attention: errors of all candidates on sampled query rows, and how much
+the model's output feels each head (gradients of random directions of it). The prompt and the seed are none of those
+that are judged later. Then the machine is timed for a few seconds. The plan follows from both by the budget rule.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..choose import ErrorTable, gradient_power, ladder
 from ..models import observe
 from ..pattern import Geometry
 from ..plan import SparsePlan
+from ..search import HeadErrors, Recorder, ladder
+from ..search.calibration import calibrate as time_machine
+from ..search.cost import CostModel, StepEstimate
+from ..search.density import at_density
+from ..search.hardware import Hardware
+from ..search.schedule import Schedule
+from ..search.select import select
 from .pipeline import generate, noise_levels
 
 PROMPT = "magenta ring moving up, slow and cyan square moving left, fast on graded brown ground"
@@ -26,28 +32,62 @@ SEED = 7001
 BINS = (0.0, 0.3, 0.6, 1.0)  # edges of noise level
 WARM_UP = 0.2  # share of the steps that stay dense, rounded down
 ROWS = 64  # query rows per head and call
-LISTENED = 12  # steps that are measured, at most
+LISTENED = 4  # steps that are measured in a bin, at most
 PROBES = 1  # random directions of the output, per noise bin
-DENSITIES = (0.06, 0.1, 0.14, 0.2, 0.28, 0.4)  # of the ladder
+CLOCK_SECONDS = 4.0  # of the machine's calibration, if that is enough for three rounds of it
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-@dataclass
-class Calibration:
-    """What was heard.
+@dataclass(frozen=True)
+class Stock:
+    """A step of the stock pipeline, measured alone.
 
     Attributes:
-        table: Errors of all candidates.
-        noise: Noise levels that were measured.
-        weights: How much a relative error of a head matters, [bins, layers, heads], mean 1 in every bin.
-        kept_noise: Noise level of `kept`.
-        kept: Layer to (q, k, v) [1, H, N, D] at one step, for pictures and kernel times.
+        seconds: The whole step.
+        share: Part of it spent in attention.
     """
 
-    table: ErrorTable
-    noise: list[float] = field(default_factory=list)
-    weights: np.ndarray = field(default_factory=lambda: np.ones((1, 1, 1)))
-    kept_noise: float = 0.0
-    kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    seconds: float
+    share: float
+
+    @property
+    def attention_ms(self) -> float:
+        """Milliseconds of attention in a step."""
+        return 1e3 * self.seconds * self.share
+
+    @property
+    def rest_ms(self) -> float:
+        """Milliseconds of a step that no plan changes."""
+        return 1e3 * self.seconds * (1 - self.share)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured before a plan could be chosen.
+
+    Attributes:
+        errors: Errors of all candidates, by noise bin, layer and head.
+        cost: Their prices.
+        stock: A step of the stock pipeline.
+        levels: Noise level of every step.
+        kept_noise: Noise level of `kept`.
+        kept: Layer to (q, k, v) [1, H, N, D] at one step, for pictures and kernel times.
+        seconds: What the search took: "video" with all that happened in it, of that "probes"; "clock"; "choice".
+    """
+
+    errors: HeadErrors
+    cost: CostModel
+    stock: Stock
+    levels: tuple[float, ...]
+    kept_noise: float
+    kept: dict[int, Tensors]
+    seconds: dict[str, float]
+
+    def estimate(self, plan: SparsePlan) -> StepEstimate:
+        """Returns what the prices say of a step under a plan, mean over all steps."""
+        stock = self.stock
+        return self.cost.step(plan.sole, self.levels, rest_ms=stock.rest_ms, dense_ms=stock.attention_ms)
 
 
 def dense_steps(steps: int) -> int:
@@ -63,103 +103,115 @@ def dense_above(levels: tuple[float, ...]) -> float:
     return 0.5 * (levels[first - 1] + levels[first])
 
 
-def listened_steps(steps: int) -> tuple[int, ...]:
-    """Returns the steps that are measured: the first one and others evenly spread over the sparse ones."""
-    sparse = range(dense_steps(steps), steps)
-    count = min(LISTENED - 1, len(sparse))
-    spread = {sparse[round(i * (len(sparse) - 1) / max(count - 1, 1))] for i in range(count)}
-    return tuple(sorted({0} | spread))
-
-
 def calibrate(
-    pipe: Any, geometry: Geometry, steps: int, on_step: Callable[[], object] | None = None
+    pipe: Any,
+    geometry: Geometry,
+    steps: int,
+    stock: Stock,
+    on_step: Callable[[], object],
+    on_stage: Callable[[str], object],
 ) -> Calibration:
-    """Generates the calibration video with stock attention and listens.
+    """Generates the calibration video with stock attention, listens, and times the machine.
 
     Args:
         pipe: From `pipeline.load`, without a plan.
         geometry: Token layout and blocks of the plans to come.
         steps: Denoising steps.
+        stock: A step of the stock pipeline.
         on_step: Called after every step.
+        on_stage: Told what comes next.
     """
-    heard = listened_steps(steps)
-    levels = noise_levels(pipe, steps)
-    edges = bin_edges(levels, heard)
-    table = ErrorTable(pipe.transformer, geometry, ladder(geometry, DENSITIES), edges, rows=ROWS, seed=SEED)
-    found = Calibration(table, [levels[step] for step in heard])
-    middle = heard[len(heard) // 2]
-    found.kept_noise = levels[middle]
-    chosen = _one_per_bin(edges, levels, heard)
-    states: dict[int, Mapping[str, Any]] = {}
+    levels, seconds = noise_levels(pipe, steps), {"probes": 0.0}
+    on_stage("watching a dense video")
+    with _counted(seconds, "video"):
+        ear = _Ear(pipe, geometry, levels, seconds)
+        ear.listen(lambda: generate(pipe, PROMPT, SEED, steps, on_step))
+    on_stage("timing the machine")
+    with _counted(seconds, "clock"):
+        hardware = clock(geometry, pipe.transformer.config.attention_head_dim)
+    heads = pipe.transformer.config.num_attention_heads
+    errors = ear.errors(levels)
+    cost = CostModel(hardware, errors.candidates, heads=heads)
+    return Calibration(errors, cost, stock, levels, levels[ear.middle], ear.kept, seconds)
 
-    def recorder(
-        step: int, noise: float, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dense: Any
+
+def clock(geometry: Geometry, head_dim: int) -> Hardware:
+    """Measures what the pieces of an attention call take on this machine."""
+    return time_machine(
+        head_dim=head_dim,
+        block_q=geometry.block_q,
+        block_k=geometry.block_k,
+        seconds=CLOCK_SECONDS,
+        progress=False,
+    )
+
+
+@contextmanager
+def _counted(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class _Ear:
+    """The recorder of the search, which also keeps the tensors of the middle one of its steps."""
+
+    def __init__(
+        self, pipe: Any, geometry: Geometry, levels: tuple[float, ...], seconds: dict[str, float]
     ) -> None:
-        if step in heard:
-            table.add(noise, layer, q, k, v)
-        if step == middle:
-            found.kept[layer] = (q.clone(), k.clone(), v.clone())
+        heard = sorted(Schedule(levels).listened(BINS, LISTENED))
+        self.pipe, self.seconds = pipe, seconds
+        self.middle = heard[len(heard) // 2]
+        self.kept: dict[int, Tensors] = {}
+        self.recorder = Recorder(
+            pipe.transformer, ladder(geometry), BINS, rows=ROWS, seed=SEED, listen=LISTENED, power=PROBES
+        )
 
-    def keep_state(_: Any, __: Any, arguments: Mapping[str, Any]) -> None:
-        states[len(states)] = dict(arguments)
+    def listen(self, run: Callable[[], object]) -> None:
+        """Runs one generation."""
+        with observe(self.pipe, self), self.recorder.watching(self.pipe), self.recorder.prompt(0):
+            run()
 
-    hook = pipe.transformer.register_forward_pre_hook(keep_state, with_kwargs=True)
-    try:
-        with observe(pipe, recorder):
-            generate(pipe, PROMPT, SEED, steps, on_step)
-    finally:
-        hook.remove()
-    power = np.stack([_output_power(pipe, states[step]) for step in chosen])
-    found.weights = table.absolute_weights(power)
-    return found
+    def __call__(self, step: int, noise: float, layer: int, q: Any, k: Any, v: Any, dense: Any) -> Any:
+        """What `observe` calls."""
+        if step == self.middle and layer not in self.kept:
+            self.kept[layer] = (q.clone(), k.clone(), v.clone())
+        if torch.is_grad_enabled():  # the recorder runs the step again for its gradients
+            return self.recorder(step, noise, layer, q, k, v, dense)
+        with _counted(self.seconds, "probes"):
+            return self.recorder(step, noise, layer, q, k, v, dense)
 
-
-def _one_per_bin(edges: tuple[float, ...], levels: tuple[float, ...], heard: tuple[int, ...]) -> list[int]:
-    """Returns for every bin the middle one of the steps measured in it; dense steps only where there is no other."""
-    found = []
-    for number, (low, high) in enumerate(itertools.pairwise(edges)):
-        last = number == len(edges) - 2
-        inside = [step for step in heard if low <= levels[step] and (levels[step] < high or last)]
-        sparse = [step for step in inside if step >= dense_steps(len(levels))] or inside
-        found.append(sparse[len(sparse) // 2])
-    return found
-
-
-def _output_power(pipe: Any, arguments: Mapping[str, Any]) -> np.ndarray:
-    """Returns the mean square of the output's gradient at each head's output, [layers, heads]."""
-    transformer = pipe.transformer
-    projections = [block.attn1.to_out[0] for block in transformer.transformer_blocks]
-    again = {**arguments, "return_dict": False}
-    heads = transformer.config.num_attention_heads
-    return gradient_power(projections, heads, lambda: transformer(**again)[0], probes=PROBES, seed=SEED)
-
-
-def bin_edges(levels: tuple[float, ...], heard: tuple[int, ...]) -> tuple[float, ...]:
-    """Returns the edges of `BINS` between which something was measured."""
-    measured = [levels[step] for step in heard]
-    edges = [BINS[0]]
-    for edge in BINS[1:]:
-        if edge == BINS[-1] or any(edges[-1] <= level < edge for level in measured):
-            edges.append(edge)
-    if len(edges) > 2 and not any(edges[-2] <= level for level in measured):
-        del edges[-2]
-    return tuple(edges)
+    def errors(self, levels: tuple[float, ...]) -> HeadErrors:
+        """What was heard, bins without a step joined to others."""
+        heard = sorted(Schedule(levels).listened(BINS, LISTENED))
+        about = {
+            "made_by": "demo",
+            "samples": [{"prompt": PROMPT, "seed": SEED}],
+            "noise_levels": [round(levels[step], 6) for step in heard],
+        }
+        return self.recorder.errors(about)["transformer"].without_empty_bins()
 
 
 def choose_plan(
-    calibration: Calibration, density: float, levels: tuple[float, ...], about: dict[str, Any]
+    calibration: Calibration, density: float, speedup: float | None, about: dict[str, Any]
 ) -> SparsePlan:
-    """Returns the plan of least measured error whose mean density is at most `density`.
+    """Returns the plan of least measured error at a mean density, or at a speed-up of the whole step.
 
     Args:
-        calibration: What was heard.
-        density: Budget for the mean over noise bins, layers and heads.
-        levels: Noise level of every step.
+        calibration: What was measured.
+        density: Budget for the mean over noise bins, layers and heads; without a speed-up.
+        speedup: Of all steps, the dense ones at the start included, by the calibrated clock.
         about: What to note in the plan's provenance.
     """
-    return calibration.table.select(
-        mean_density=density,
-        weights=calibration.weights,
-        dense_above=dense_above(levels),
-        provenance={"prompt": PROMPT, "noise_seed": SEED, "noise_levels": calibration.noise} | about,
-    )
+    errors, cost, stock, levels = calibration.errors, calibration.cost, calibration.stock, calibration.levels
+    note = {"prompt": PROMPT, "noise_seed": SEED, "noise_levels": errors.provenance["noise_levels"]} | about
+    above = dense_above(levels)
+    if speedup is None:
+        return at_density(
+            errors, cost, density,
+            dense_ms=stock.attention_ms, levels=levels, dense_above=above, provenance=note,
+        )  # fmt: skip
+    return select(
+        errors, cost, speedup=speedup, rest_ms=stock.rest_ms,
+        dense_ms=stock.attention_ms, levels=levels, dense_above=above, provenance=note,
+    )  # fmt: skip

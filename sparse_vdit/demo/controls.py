@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..choose import permute, random_masks
 from ..plan import SparsePlan
+from ..search.controls import permute, random_masks, uniform_at_density
 from .calibrate import Calibration
 
 NAMES = ("random", "uniform", "permuted")
@@ -23,9 +23,7 @@ def controls(calibration: Calibration, plan: SparsePlan) -> dict[str, Callable[[
         calibration: What the plan was chosen by; the uniform pattern is chosen by the same errors and weights.
         plan: The plan.
     """
-    uniform = calibration.table.uniform(
-        plan.density(), weights=calibration.weights, dense_above=plan.dense_above
-    )
+    uniform = uniform_at_density(calibration.errors, plan.density(), dense_above=plan.dense_above)
     return {
         "random": lambda seed: random_masks(plan, seed),
         "uniform": lambda seed: uniform,

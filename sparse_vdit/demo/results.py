@@ -11,6 +11,7 @@ import numpy as np
 
 from ..plan import SparsePlan
 from ..report.compare import Way
+from ..search.cost import StepEstimate
 from .calibrate import Calibration
 from .controls import NAMES
 
@@ -26,9 +27,8 @@ class Results:
         losses: Held-out loss per clip, by way.
         plan: The plan.
         calibration: What it was chosen from.
-        step_seconds: Seconds of a stock step, measured alone.
-        attention_share: Share of it spent in attention.
-        kernel_ratio: Sparse over dense seconds of the attention itself, by noise bin.
+        estimate: What the prices said of a step under the plan, before it was run.
+        kernel_ratio: Sparse over dense seconds of the attention itself, by noise bin, measured.
         sparse_calls: Calls of the sparse kernel in the judged videos.
         facts: Machine, versions and settings, by name.
         notes: What a careful reader should know.
@@ -40,8 +40,7 @@ class Results:
     losses: Mapping[str, Sequence[float]]
     plan: SparsePlan
     calibration: Calibration
-    step_seconds: float
-    attention_share: float
+    estimate: StepEstimate
     kernel_ratio: Sequence[float]
     sparse_calls: int
     facts: Mapping[str, Any]
@@ -59,13 +58,18 @@ class Results:
 
     @property
     def predicted_speedup(self) -> float:
-        """Amdahl: the attention's share shrinks by the measured kernel ratio in every step that is sparse."""
-        parts = []
-        for level in self.ways["dense"].runs[0].noise:
-            number = self.plan.bin_of(level)
-            ratio = 1.0 if number is None else self.kernel_ratio[number]
-            parts.append(1 - self.attention_share + self.attention_share * ratio)
-        return len(parts) / sum(parts)
+        """By the calibrated prices and the attention's share of a stock step (Amdahl), dense warm-up included."""
+        return self.estimate.speedup
+
+    @property
+    def search_seconds(self) -> float:
+        """Watching the calibration video, timing the machine and choosing."""
+        return sum(seconds for name, seconds in self.calibration.seconds.items() if name != "probes")
+
+    @property
+    def dense_generations(self) -> float:
+        """What the search took, in dense videos."""
+        return self.search_seconds / (self.steps * self.ways["dense"].seconds_per_step)
 
 
 def head_families(plan: SparsePlan) -> dict[str, int]:
@@ -104,11 +108,16 @@ def numbers(results: Results) -> dict[str, Any]:
         "head_families_by_noise": {
             noise_range(results.plan, b): results.plan.families(b) for b in range(bins)
         },
-        "attention_share": results.attention_share,
-        "stock_step_s": results.step_seconds,
+        "attention_share": results.calibration.stock.share,
+        "stock_step_s": results.calibration.stock.seconds,
+        "speedup_ceiling": finite(results.estimate.ceiling),
         "kernel_ratio_by_noise": {
             noise_range(results.plan, b): float(results.kernel_ratio[b]) for b in range(bins)
         },
+        "kernel_ratio_predicted_by_noise": {
+            noise_range(results.plan, b): predicted_ratio(results, b) for b in range(bins)
+        },
+        "search": search_numbers(results),
         "sparse_calls": results.sparse_calls,
         "dense_warm_up_steps": sum(results.plan.bin_of(level) is None for level in dense.runs[0].noise),
         "per_seed": [_seed(results, number) for number in range(len(results.seeds))],
@@ -116,6 +125,32 @@ def numbers(results: Results) -> dict[str, Any]:
         "plan_hash": results.plan.hash,
         "facts": dict(results.facts),
         "notes": list(results.notes),
+    }
+
+
+def predicted_ratio(results: Results, number: int) -> float:
+    """Returns sparse over dense milliseconds of the attention in a noise bin, by the prices."""
+    calibration, plan = results.calibration, results.plan
+    level = min(plan.bins[number], plan.dense_above)
+    dense = calibration.stock.attention_ms
+    layers = plan.model.layers
+    return calibration.cost.plan_ms(plan.sole, [level], dense_layer_ms=dense / layers) / dense
+
+
+def search_numbers(results: Results) -> dict[str, Any]:
+    """Returns what was searched, and at what cost."""
+    calibration, asked = results.calibration, results.plan.provenance["asked"]
+    candidates = calibration.errors.candidates
+    return {
+        "asked": {name: asked[name] for name in ("density", "speedup") if name in asked},
+        "candidates": candidates.count,
+        "options": int(candidates.count + candidates.takes_remainder.sum()),
+        "rows": calibration.errors.rows,
+        "mean_error": results.plan.provenance["predicted"]["mean_error"],
+        "seconds": {name: round(seconds, 3) for name, seconds in calibration.seconds.items()},
+        "seconds_in_all": round(results.search_seconds, 3),
+        "dense_generations": results.dense_generations,
+        "clock_median_error": finite(calibration.cost.hardware.median_error),
     }
 
 

@@ -1,6 +1,7 @@
 """The main job on the embedded model: choose a plan, make videos dense and sparse, compare, write it down.
 
-    calibrate ─► choose ─► videos: dense, sparse, controls ─► held-out loss ─► files, page, report.json
+    watch a dense video, time the machine ─► choose ─► videos: dense, sparse, controls ─► held-out loss
+    ─► files, page, report.json
 
 Nothing is written before everything is measured, and every file is whole or not there.
 """
@@ -35,10 +36,11 @@ from ..plan import SparsePlan
 from ..report import page, video
 from ..report.compare import Run, compare
 from ..report.files import write_json
+from ..search.cost import StepEstimate
 from . import scenes, story
-from .calibrate import Calibration, calibrate, choose_plan
+from .calibrate import BINS, CLOCK_SECONDS, Calibration, Stock, calibrate, choose_plan
 from .controls import controls
-from .pipeline import MODEL, attention_share, generate, geometry, load, noise_levels, velocity_losses
+from .pipeline import MODEL, attention_share, generate, geometry, load, velocity_losses
 from .prompt import describe, encode
 from .results import Results, numbers
 
@@ -79,6 +81,7 @@ class Settings:
         density: Mean density of the plan.
         clips: Held-out clips.
         progress: Show progress bars.
+        speedup: Of a step, dense warm-up included, as predicted; instead of the density.
     """
 
     out: Path
@@ -89,6 +92,7 @@ class Settings:
     density: float = 0.25
     clips: int = 12
     progress: bool = True
+    speedup: float | None = None
 
 
 class Progress:
@@ -128,9 +132,10 @@ def _progress(calls: int, shown: bool) -> Iterator[Progress]:
 def seed_count(settings: Settings, step_seconds: float) -> tuple[int, str | None]:
     """Returns how many seeds fit into `SECONDS`, and a sentence if they are fewer than asked for."""
     sparse = 0.55  # of a dense step, with warm-up; a first guess, the measurement follows
-    once = settings.steps * 1.6 + settings.clips * (1 + 4 * sparse)
+    watched = settings.steps * 1.1 + 3 * (len(BINS) - 1)  # with probes, and a gradient in every noise bin
+    once = watched + settings.clips * (1 + 4 * sparse)
     each = settings.steps * (1 + 4 * sparse)
-    fit = int((SECONDS / step_seconds - once) / each)
+    fit = int(((SECONDS - 2 * CLOCK_SECONDS) / step_seconds - once) / each)
     count = max(min(settings.seeds, LEAST_SEEDS), min(settings.seeds, fit))
     if count == settings.seeds:
         return count, None
@@ -173,27 +178,29 @@ def run(settings: Settings) -> dict[str, Any]:
     begin = time.perf_counter()
     check(settings)
     pipe = load(settings.model)
-    step_seconds, share = attention_share(pipe)
-    seeds, fewer = seed_count(settings, step_seconds)
+    stock = Stock(*attention_share(pipe))
+    if settings.speedup is not None:  # beyond the ceiling: said at once
+        StepEstimate(stock.rest_ms, stock.attention_ms, stock.attention_ms).budget_ms(settings.speedup)
+    seeds, fewer = seed_count(settings, stock.seconds)
     if fewer:
         log.info("demo: %s", fewer)
     calls = settings.steps * (1 + 5 * seeds) + 5 * settings.clips
     with _progress(calls, settings.progress) as progress:
-        measured = _measure(pipe, settings, seeds, (step_seconds, share), progress)
+        measured = _measure(pipe, settings, seeds, stock, progress)
     notes = [*([fewer] if fewer else []), *story.standing_notes(settings.steps)]
     took = time.perf_counter() - begin
     results = Results(**measured, facts=_facts(pipe, settings, took), notes=notes)
     return _write(results, settings.out)
 
 
-def _measure(
-    pipe: Any, settings: Settings, seeds: int, stock: tuple[float, float], progress: Progress
-) -> dict[str, Any]:
-    levels = noise_levels(pipe, settings.steps)
-    progress.stage("calibrating")
-    calibration = calibrate(pipe, geometry(pipe, settings.block), settings.steps, progress.step)
+def _measure(pipe: Any, settings: Settings, seeds: int, stock: Stock, progress: Progress) -> dict[str, Any]:
+    layout = geometry(pipe, settings.block)
+    calibration = calibrate(pipe, layout, settings.steps, stock, progress.step, progress.stage)
     progress.stage("choosing a plan")
-    plan = choose_plan(calibration, settings.density, levels, {"model": str(settings.model.name)})
+    start = time.perf_counter()
+    plan = choose_plan(calibration, settings.density, settings.speedup, {"model": str(settings.model.name)})
+    estimate = calibration.estimate(plan)
+    calibration.seconds["choice"] = time.perf_counter() - start
     ratios = kernel_ratios(plan, calibration)
     others = controls(calibration, plan)
     plans = {"sparse": lambda seed: plan, **others}
@@ -226,8 +233,7 @@ def _measure(
         "losses": _losses(pipe, settings, plans, plan.dense_above, progress),
         "plan": plan,
         "calibration": calibration,
-        "step_seconds": stock[0],
-        "attention_share": stock[1],
+        "estimate": estimate,
         "kernel_ratio": ratios,
         "sparse_calls": counted[0],
     }

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from ..plan import SparsePlan
-from ..report import figures, page, video
+from ..report import figures, page, search_figures, video
+from ..search.front import Option
 from .calibrate import PROMPT, SEED, dense_steps
+from .fronts import examples, head_front
 from .results import Results, finite, mean_loss, noise_range, numbers
 
 MAPS = 6  # heads whose attention is drawn
@@ -106,24 +108,22 @@ def _controls(results: Results, found: dict[str, Any]) -> page.Section:
 
 def _time(results: Results, found: dict[str, Any]) -> page.Section:
     dense, sparse = results.ways["dense"], results.ways["sparse"]
-    attention = dense.seconds_per_step * results.attention_share
+    estimate = results.estimate
+    attention = dense.seconds_per_step * estimate.share
     rest = dense.seconds_per_step - attention
-    kept = [
-        1.0 if (b := results.plan.bin_of(level)) is None else results.kernel_ratio[b]
-        for level in dense.runs[0].noise
-    ]
-    ours = min(attention * float(np.mean(kept)), sparse.seconds_per_step)
+    ours = min(attention * estimate.plan_ms / estimate.dense_ms, sparse.seconds_per_step)
     bars = figures.time_bars(
         {"attention": attention, "rest": rest}, {"attention": ours, "rest": sparse.seconds_per_step - ours}
     )
     return page.Section(
         title="Where the time goes",
         text=[
-            f"Attention takes {results.attention_share:.0%} of a stock step. The sparse kernel needs "
-            f"{min(results.kernel_ratio):.2f} to {max(results.kernel_ratio):.2f} of the dense kernel's time "
-            f"on the model's own queries and keys, and {found['dense_warm_up_steps']} of {results.steps} "
-            f"steps stay dense. Amdahl's law predicts {results.predicted_speedup:.2f}×; "
-            f"{results.speedup:.2f}× was measured."
+            f"Attention takes {estimate.share:.0%} of a stock step: no attention at all would be "
+            f"{estimate.ceiling:.1f} times faster. {found['dense_warm_up_steps']} of {results.steps} steps stay "
+            f"dense. The calibrated prices of the plan's patterns predicted {results.predicted_speedup:.2f}× before "
+            f"anything was run; {results.speedup:.2f}× was measured.",
+            f"The sparse kernel alone needs {min(results.kernel_ratio):.2f} to {max(results.kernel_ratio):.2f} of the "
+            f"dense kernel's time on the model's own queries and keys.",
         ],
         figure=bars,
         caption="An average step. The split of the sparse bar is predicted, its length is measured.",
@@ -148,14 +148,51 @@ def _plan(results: Results, found: dict[str, Any]) -> page.Section:
               for i, b in enumerate(bins)]  # fmt: skip
     families = ", ".join(f"{count} {figures.label(kind)}" for kind, count in found["head_families"].items())
     return page.Section(
-        title="The plan",
+        title="Which pattern each head got",
         text=[
-            f"Every head got the pattern with the least measured output error for its density: {families} "
-            f"(by the pattern a head has at most noise levels)."
+            f"One price of time for all heads: each got the pattern and the remainder that lower the error more than "
+            f"their milliseconds are worth elsewhere. {families} (by the pattern a head has at most noise levels)."
         ],
         figure=figures.plan_picture(kinds, densities, titles),
         caption="Numbers are densities. Blocks that are not computed take part through their means.",
     )
+
+
+def _search(results: Results, found: dict[str, Any]) -> page.Section:
+    search, places = found["search"], examples(results)
+    pictures = [head_front(results, place) for place in places]
+    took, asked = search["seconds"], search["asked"]
+    wanted = (
+        f"a step {asked['speedup']:g} times faster"
+        if "speedup" in asked
+        else f"a mean density of {asked['density']:g}"
+    )
+    return page.Section(
+        title="How the plan was found",
+        text=[
+            f"One other dense video was watched. On {search['rows']} query rows of every head and step, "
+            f"{search['options']} options were measured: {search['candidates']} patterns, plain and with the "
+            f"best bias for the means of what is left out. Their times come from {took['clock']:.0f} s of timing "
+            f"this machine. Of all plans for {wanted}, the one of least error was taken: a mean relative error "
+            f"of {search['mean_error']:.3g} is expected.",
+            f"That took {search['seconds_in_all']:.0f} s, as long as {search['dense_generations']:.1f} dense "
+            f"videos: {took['video']:.0f} s for the watched one, with gradients that say how much each head "
+            f"matters and {took['probes']:.1f} s for the options; {took['choice']:.1f} s for the choice.",
+        ],
+        figure=search_figures.head_fronts([picture for picture, _ in pictures]),
+        caption=(
+            f"All options of some heads at noise level {noise_range(results.plan, places[0][0])}. A head is given "
+            "one on its line, or full attention; which one, the price of time that all heads share decides. "
+            + " ".join(_words(picture.title, option) for picture, option in pictures)
+        ),
+    )
+
+
+def _words(title: str, option: Option) -> str:
+    beta = "without a remainder" if option.beta is None else f"with a remainder of bias {option.beta:+.2f}"
+    if option.name in ("full", "skip"):
+        return f"{title.capitalize()}: {option.name}."
+    return f"{title.capitalize()}: {option.name} {beta}."
 
 
 def _maps(results: Results, _: dict[str, Any]) -> page.Section:
@@ -172,7 +209,14 @@ def _maps(results: Results, _: dict[str, Any]) -> page.Section:
     )
 
 
-SECTIONS = {"controls": _controls, "time": _time, "steps": _steps, "plan": _plan, "attention": _maps}
+SECTIONS = {
+    "controls": _controls,
+    "time": _time,
+    "steps": _steps,
+    "plan": _plan,
+    "search": _search,
+    "attention": _maps,
+}
 
 
 def example_heads(plan: SparsePlan, number: int) -> list[tuple[int, int]]:

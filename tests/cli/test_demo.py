@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,15 +14,16 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 pytest.importorskip("av")
 
-import itertools
-
 import torch
 from safetensors.torch import save_file
 
-from sparse_vdit import Geometry
+from sparse_vdit import Geometry, LayerPlan, attention
 from sparse_vdit.cli import main
 from sparse_vdit.demo import calibrate, pipeline, results, run, story
 from sparse_vdit.report.compare import Run, compare
+from sparse_vdit.search import calibration
+from sparse_vdit.search.hardware import Hardware
+from sparse_vdit.search.schedule import Schedule
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
@@ -39,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {
         "num_attention_heads": 2, "attention_head_dim": 64, "num_layers": 2,
         "in_channels": 3, "out_channels": 3, "patch_size": 4,
-        "sample_width": 64, "sample_height": 64, "sample_frames": 61, "time_embed_dim": 16,
+        "sample_width": 32, "sample_height": 32, "sample_frames": 61, "time_embed_dim": 16,
         "text_embed_dim": 64, "max_text_seq_length": 8, "use_rotary_positional_embeddings": True,
     }  # fmt: skip
     torch.manual_seed(0)
@@ -48,6 +50,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(model.state_dict(), folder / "weights.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_clock():
+    """The machine is timed on small layers: rough constants, in a fraction of the time."""
+
+    def small(hardware: Hardware) -> Geometry:
+        return Geometry(2, 8, 8, prefix=8, block_q=hardware.block_q, block_k=hardware.block_k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "_geometry", small)
+        patch.setattr(calibrate, "CLOCK_SECONDS", 0.1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +86,33 @@ def test_report_json_has_the_promised_keys(finished: Path) -> None:
     assert len(found["heldout_losses"]["permuted"]) == 2
 
 
+def test_report_json_says_what_the_search_did(finished: Path) -> None:
+    found = json.loads((finished / "report.json").read_text())
+    search, ranges = found["search"], set(found["kernel_ratio_by_noise"])
+    assert search["asked"] == {"density": 0.25}
+    assert search["candidates"] < search["options"] < 2 * search["candidates"]
+    assert 100 <= search["options"] <= 200
+    parts = search["seconds"]
+    assert set(parts) == {"video", "probes", "clock", "choice"}
+    assert 0 < parts["probes"] < parts["video"]
+    total = parts["video"] + parts["clock"] + parts["choice"]
+    assert search["seconds_in_all"] == pytest.approx(total, abs=0.01)
+    dense = 2 * found["dense_s_per_step"]
+    assert search["dense_generations"] == pytest.approx(total / dense, rel=0.01)
+    share, ratios = found["attention_share"], found["kernel_ratio_predicted_by_noise"]
+    assert set(ratios) == ranges
+    assert len(ranges) == 2, "a bin for each of the two steps"
+    amdahl = 1 / (1 - share + share * np.mean(list(ratios.values())))
+    assert found["speedup_predicted"] == pytest.approx(amdahl, rel=1e-6)
+    assert found["speedup_ceiling"] == pytest.approx(1 / (1 - share))
+
+
 def test_files_are_all_there_and_nothing_else(finished: Path) -> None:
     names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     ways = ("dense", "sparse", "random", "uniform", "permuted")
     videos = {f"videos/{seed}-{way}.mp4" for seed in (100, 101) for way in ways}
     videos |= {f"videos/{seed}-compare.gif" for seed in (100, 101)}
-    figures = {f"figures/{name}.png" for name in ("controls", "time", "steps", "plan", "attention")}
+    figures = {f"figures/{name}.png" for name in ("controls", "time", "steps", "plan", "search", "attention")}
     assert names == videos | figures | {"plan.json", "report.html", "report.json"}
 
 
@@ -86,6 +122,55 @@ def test_the_plan_can_be_used_again(finished: Path) -> None:
     plan = SparsePlan.from_pretrained(finished)
     assert plan.hash == json.loads((finished / "report.json").read_text())["plan_hash"]
     assert plan.geometry == Geometry(16, 16, 16, prefix=8, block_q=64, block_k=64)
+
+
+@pytest.fixture(scope="module")
+def calibrated(checkpoint: Path) -> calibrate.Calibration:
+    pipe = pipeline.load(checkpoint)
+    layout = pipeline.geometry(pipe, 64)
+    return calibrate.calibrate(pipe, layout, 2, calibrate.Stock(2.0, 0.75), lambda: None, lambda stage: None)
+
+
+def test_a_speedup_is_met_by_the_clock(calibrated: calibrate.Calibration) -> None:
+    made = dataclasses.replace(
+        calibrated, stock=calibrate.Stock(8 * calibrated.cost.dense_layer_ms / 3000, 0.75)
+    )
+    plan = calibrate.choose_plan(made, 0.25, 1.8, {"model": "tiny"})
+    estimate = made.estimate(plan)
+    assert 1.8 <= estimate.speedup < 1.85
+    assert estimate.share == pytest.approx(0.75)
+    assert plan.provenance["asked"]["speedup"] == 1.8
+    assert plan.provenance["noise_seed"] == calibrate.SEED
+    assert plan.provenance["model"] == "tiny"
+    slow, fast = (calibrate.choose_plan(made, 0.25, speedup, {}) for speedup in (1.3, 2.5))
+    assert fast.density() < plan.density() < slow.density()
+
+
+def test_a_speedup_beyond_the_ceiling_is_one_sentence_at_once(
+    checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    arguments = ["demo", "--out", str(tmp_path / "out"), "--model", str(checkpoint), "--speedup", "500"]
+    assert main([*arguments, "--steps", "1", "--no-progress"]) == 1
+    error = capsys.readouterr().err
+    assert "speedup is 500, expected more than 0 and less than" in error
+    assert error.count("\n") == 1
+
+
+def test_what_was_heard_is_what_really_happens(calibrated: calibrate.Calibration) -> None:
+    errors = calibrated.errors
+    assert errors.shape == (2, 2, 2)
+    assert errors.provenance["samples"] == [{"prompt": calibrate.PROMPT, "seed": calibrate.SEED}]
+    assert np.asarray(errors.probes).tolist() == [1, 1]
+    bin_ = int(np.searchsorted(errors.bins, calibrated.kept_noise, side="right")) - 1
+    q, k, v = calibrated.kept[1]
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v).numpy().astype(np.float64)
+    assert (errors.calls == 1).all(), "every bin heard one step: the kept one alone is in its sums"
+    for number in (5, 20, 40):
+        pattern = errors.candidates.patterns[number]
+        got = attention(q, k, v, layer=LayerPlan(errors.candidates.geometry, [pattern] * 2)).numpy()
+        real = np.square(got - dense).sum(axis=(0, 2, 3)) / np.square(dense).sum(axis=(0, 2, 3))
+        sampled = errors.options()[0][bin_, 1, :, 2 * number]
+        assert sampled == pytest.approx(real, rel=0.5), pattern.name
 
 
 def test_an_interrupted_run_writes_nothing(checkpoint: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -138,7 +223,16 @@ def test_a_broken_checkpoint_is_one_sentence(
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--density", "1.5"], ["--steps", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--seeds", "0"],
+        ["--density", "1.5"],
+        ["--steps", "x"],
+        ["--speedup", "1"],
+        ["--speedup", "2", "--density", "0.3"],
+    ],
+)
 def test_bad_arguments_are_refused(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["demo", *arguments])
@@ -173,17 +267,13 @@ def test_slow_machines_make_fewer_videos(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 12, 50])
-def test_every_bin_is_heard(steps: int) -> None:
+def test_the_dense_start_lies_between_two_steps_and_the_noisiest_is_heard(steps: int) -> None:
     levels = tuple(1 - step / steps for step in range(steps))
-    heard = calibrate.listened_steps(steps)
-    edges = calibrate.bin_edges(levels, heard)
-    assert heard[0] == 0
-    assert edges[0] == 0
-    assert edges[-1] == 1
-    for low, high in itertools.pairwise(edges):
-        assert any(low <= levels[step] < high or levels[step] == high == 1 for step in heard)
     above = calibrate.dense_above(levels)
     assert sum(level > above for level in levels) == int(0.2 * steps)
+    heard = Schedule(levels).listened(calibrate.BINS, calibrate.LISTENED)
+    assert min(heard) < max(1, 0.1 * steps), "one of the first steps"
+    assert len(heard) <= 12
 
 
 def test_compare_takes_turns_and_measures_against_the_first() -> None:
