@@ -86,11 +86,11 @@ class Study:
         found = [
             Unit(("stock",), 6, self._stock),
             Unit(("prices",), s.calibrate_s / GUESS_S, self._prices),
-            Unit(("search",), 1.6 * s.steps * prompts + 3.5 * s.bins, self._search),
+            Unit(("search",), 1.15 * s.steps * prompts + 3 * s.bins, self._search),
         ]
         if set(s.rules) & {"svg", "sliding_tiles", "radial", "paper"}:
-            found.append(Unit(("others",), 1.6 * s.steps * prompts, self._others))
-        found += [Unit(("dense", n), 1.3 * s.steps, self._dense(n)) for n in (FIT, *range(s.clips))]
+            found.append(Unit(("others",), 1.25 * s.steps * prompts, self._others))
+        found += [Unit(("dense", n), 1.75 * s.steps, self._dense(n)) for n in (FIT, *range(s.clips))]
         if "untrained" in s.rules:
             found += [Unit(("dense-untrained", n), s.steps, self._untrained(n)) for n in range(s.clips)]
         found.append(Unit(("loss", "dense"), s.loss_clips, lambda: self.lab.losses("dense", None)))

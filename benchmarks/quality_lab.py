@@ -48,7 +48,7 @@ FIRST_SEED = {"judged": 1000, "calibration": 5000}
 LOSS_SEED = 9000
 LOWEST_LEVEL = 60  # timestep of the least noisy held-out clip
 FIT = -1  # the clip on which plans are fitted: the first calibration prompt
-EVERY = 4  # query rows between two that a map looks at
+EVERY = 7  # query rows between two that a map looks at; odd, so that every column of the frame has its turn
 REMAINDERS = {"budget": "none", "budget_beta0": "zero", "budget_fitted": "fitted"}
 OF_THE_PLAN = ("random", "permuted", "untrained")  # made from the plan of budget_fitted
 
@@ -77,7 +77,7 @@ class Settings:
     steps: int = 10
     warm_ups: tuple[tuple[int, ...], ...] = ((1, 2), (1, 2), (0, 1))
     prompts: int = 4
-    loss_clips: int = 12
+    loss_clips: int = 8
     bins: int = 5
     block: int = 64
     calibrate_s: float = 40.0
@@ -124,10 +124,12 @@ class MapRecorder:
 
 @torch.no_grad()
 def block_map(q: torch.Tensor, k: torch.Tensor, layout: Geometry, every: int = EVERY) -> NDArray[np.float32]:
-    """Mean attention mass of each key block for each query block, [H, nq, nk], over every `every`-th row of q, k
-    [B, H, N, D] and over the batch."""
+    """Mean attention mass of each key block for each query block, [H, nq, nk]; q, k [B, H, N, D].
+
+    Every `every`-th query row is looked at, and the first one of each block; the batch is averaged.
+    """
     batch, heads, tokens, width = q.shape
-    rows = torch.arange(0, tokens, every)
+    rows = torch.cat([torch.arange(0, tokens, every), torch.arange(0, tokens, layout.block_q)]).unique()
     blocks = rows // layout.block_q
     pad = layout.key_blocks * layout.block_k - tokens
     found = torch.zeros(heads, layout.query_blocks, layout.key_blocks)
@@ -211,20 +213,15 @@ class Lab:
     def errors(self) -> HeadErrors:
         """Of our candidates."""
         edges = tuple(n / self.settings.bins for n in range(self.settings.bins + 1))
-        first = self._recorded("first", slice(0, 1), self.candidates, edges, power=1)
-        if self.settings.prompts == 1:
-            return first
-        stripes = {"transformer": first.stripes}
-        rest = self._recorded("rest", slice(1, None), self.candidates, first.bins, stripes=stripes)
-        return first.merge(rest)
+        return self._recorded("ours", self.candidates, edges, power=1, power_prompts=1)
 
     @cached_property
     def other_errors(self) -> HeadErrors:
         """Of the other rules' candidates, on the same prompts."""
-        return self._recorded("others", slice(None), self.known.candidates, self.errors.bins)
+        return self._recorded("others", self.known.candidates, self.errors.bins)
 
     def _recorded(
-        self, name: str, which: slice, candidates: Candidates, bins: Sequence[float], **options: Any
+        self, name: str, candidates: Candidates, bins: Sequence[float], **options: Any
     ) -> HeadErrors:
         samples = [Sample(prompt, FIRST_SEED["calibration"] + n) for n, prompt in enumerate(self.calibration)]
         recorder = Recorder(models_of(self.pipe), candidates, bins, **options)
@@ -233,7 +230,7 @@ class Lab:
             return generate(pipe, sample.prompt, sample.seed, self.settings.steps)
 
         found = record(
-            self.pipe, samples[which], self.folder / f"errors-{name}.safetensors", recorder=recorder, observe=observe,
+            self.pipe, samples, self.folder / f"errors-{name}.safetensors", recorder=recorder, observe=observe,
             settings={"num_inference_steps": self.settings.steps}, generate=run, progress=self.progress,
         )  # fmt: skip
         return found["transformer"]

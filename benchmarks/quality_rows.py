@@ -127,7 +127,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
             name = f"{target}x: told apart from {rule}, dB at the low end"
             found.append(_apart(name, ours, table.get((rule, target))))
     off = [abs(row["speedup"] / row["target_speedup"] - 1) for row in rows]
-    worst = max(off, default=math.nan)
+    worst = max(off, default=math.inf)
     found.append(
         Goal("measured speed-ups off their targets, at most", worst, SPEED_SLACK, holds=worst <= SPEED_SLACK)
     )
