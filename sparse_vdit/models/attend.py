@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 
 from ..errors import SparseVDiTError, UnsupportedError
 
@@ -61,6 +62,23 @@ class SparseProcessor:
 
     _attention_backend: Any = None
     _parallel_config: Any = None
+
+    def host_attention(self, mask: torch.Tensor | None = None) -> Dense:
+        """The attention of diffusers' own processors: its dispatcher, with the backend that is set."""
+
+        def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return dispatch_attention_fn(  # type: ignore[no-any-return]
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                dropout_p=0.0,
+                is_causal=False,
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
+            )
+
+        return dense
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 
@@ -37,22 +36,11 @@ class SparseHunyuanVideoAttnProcessor(SparseProcessor):
         else:
             query, key, value = _dual_stream(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
 
-        def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            return dispatch_attention_fn(  # type: ignore[no-any-return]
-                query,
-                key,
-                value,
-                attn_mask=attention_mask,
-                dropout_p=0.0,
-                is_causal=False,
-                backend=self._attention_backend,
-                parallel_config=self._parallel_config,
-            )
-
         site = site_of(attn)
         kv_len = None
         if attention_mask is not None and site.needs_kv_len:
             kv_len = site.session.kv_len(attention_mask, query.shape[1])
+        dense = self.host_attention(attention_mask)
         hidden_states = attend(site, query, key, value, dense, kv_len).flatten(2, 3).to(query.dtype)
 
         hidden_states, text = hidden_states[:, :-text_length], hidden_states[:, -text_length:]
