@@ -33,6 +33,7 @@ from sparse_vdit.report.metrics import psnr, ssim
 from sparse_vdit.search.journal import Journal
 
 TOLERANCE = 0.02  # of the target speed-up: near enough
+MOST_LEARNED = 0.1  # of a stock step: by how much earlier fits may move the next one
 TRIES = 3  # to meet it, those for the warm-up not counted
 GUESS_S = 1.2  # of a stock step, before it is measured
 
@@ -168,6 +169,8 @@ class Study:
                 return base
             warm_ups, start = (base["warm_up"],), base["time_ms"]
         tries = [self._tried(rule, target, warm_up, start) for warm_up in warm_ups]
+        if all("missing" in made for made in tries) and start < self._naive(target):
+            tries = [self._tried(rule, target, warm_up, self._naive(target)) for warm_up in warm_ups]
         best = max(tries, key=lambda made: made.get("psnr_db", -np.inf))
         if "missing" in best:
             return best
@@ -193,7 +196,8 @@ class Study:
             if key[0] == "fit" and "time_ms" in value and key[1] not in OF_THE_PLAN
         ]
         mine = [moved for name, moved in fits if name == rule] or [moved for _, moved in fits]
-        return float(np.median(mine)) if mine else 0.0
+        most = MOST_LEARNED * self.notes[("stock",)]["step_ms"]
+        return float(np.clip(np.median(mine), -most, most)) if mine else 0.0
 
     def _off(self, target: float, fit: Mapping[str, float]) -> float:
         return self.notes[("stock",)]["step_ms"] * (1 / target - 1 / fit["speedup"])
@@ -359,6 +363,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         "steps": options.steps,
         "weights": options.weights,
         "bins": options.bins,
+        "block": options.block,
     }
     small |= {name: value for name, value in chosen.items() if value is not None}
     if options.model is not None:
@@ -382,6 +387,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--clips", type=int, metavar="N", help="judged videos, default 8")
     group.add_argument("--steps", type=int, metavar="N", help="denoising steps, default 10")
     group.add_argument("--bins", type=int, metavar="N", help="intervals of noise level, default 5")
+    group.add_argument("--block", type=int, metavar="N", help="tokens of a block, default 64")
     group.add_argument(
         "--warm-up",
         type=int,

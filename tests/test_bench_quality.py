@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import torch
 from sparse_vdit import Geometry
 from sparse_vdit.plan import ModelIdentity
 from sparse_vdit.report.compare import Run
+from sparse_vdit.search.hardware import NAMES, Hardware, Machine
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(
@@ -259,6 +261,83 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
         quality.settings_of(options("--rules", "svgg"))
     with pytest.raises(SystemExit, match="warm-up < steps"):
         quality.settings_of(options("--warm-up", "3", "--steps", "3"))
+
+
+# ---- the model side ----
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The real pipeline over one layer of random weights and 264 tokens, prices made up."""
+    pytest.importorskip("diffusers")
+    from diffusers import CogVideoXTransformer3DModel
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("lab")
+    config = json.loads((lab_module.MODEL / "config.json").read_text()) | {"patch_size": 16, "num_layers": 1}
+    torch.manual_seed(5)
+    transformer = CogVideoXTransformer3DModel.from_config(config)
+    save_file({name: value.contiguous() for name, value in transformer.state_dict().items()},
+              folder / "weights.safetensors")  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    times = {"launch_us": 30, "item_us": 1, "full_us": 4, "head_us": 2, "pooled_us": 1.5, "mean_us": 0.3}
+    values = {"workers": 1, "tall_rows": 6, "low_rows": 4, "chunk_keys": 256} | times
+    constants = tuple(float(values.get(name, 0)) for name in NAMES)
+    Machine.here([Hardware("test", "float32", 64, 32, 32, constants)]).save(folder / "hardware.json")
+    settings = lab_module.Settings(
+        rows_module.RULES, (1.6,), clips=2, steps=3, warm_ups=((0, 1),), prompts=1, loss_clips=2, bins=2, block=32,
+        model=folder,
+    )  # fmt: skip
+    return lab_module.Lab(settings, folder)
+
+
+def made_plan(lab: Any, rule: str, number: int = 0, losses: bool = False) -> Any:
+    dense_ms = lab.cost(lab.candidates).dense_layer_ms * lab.model.layers
+    make = lab.loss_plan if losses else lab.plan
+    return make(rule, 0.9 * dense_ms, dense_ms, 1, number)
+
+
+@pytest.mark.parametrize("rule", rows_module.RULES)
+def test_every_rule_makes_a_video_of_the_asked_time(lab: Any, rule: str) -> None:
+    plan = made_plan(lab, rule)
+    assert plan.dense_above == pytest.approx(0.5 * (lab.levels[0] + lab.levels[1]))
+    cost = lab.cost(lab.candidates)
+    took = cost.plan_ms(plan.sole, lab.levels) / (cost.dense_layer_ms * lab.model.layers)
+    assert took <= (0.95 if rule in ("random", "oracle") else 0.9001), "masks scatter: their time is measured"
+    assert took > 0.6
+    assert 1 / 3 < lab.density(plan) < 0.97
+    assert np.isnan(plan.betas).all() == (
+        rule in ("svg", "sliding_tiles", "radial", "paper", "budget", "oracle")
+    )
+    run = lab.generate(rule, plan, 0)
+    dense = lab.dense_untrained(0) if rule == "untrained" else lab.dense(0)
+    assert len(run.seconds) == 3
+    assert 1e-7 < float(np.mean((run.video - dense) ** 2)) < 0.1
+    loss = lab.losses(rule, lambda number: made_plan(lab, rule, number, losses=True))
+    dense_loss = lab.losses(rule, None)
+    assert np.isfinite(loss).all()
+    assert loss != dense_loss
+    assert loss == pytest.approx(dense_loss, rel=0.3)
+
+
+def test_what_is_drawn_differs_by_clip_and_the_rest_does_not(lab: Any) -> None:
+    for rule in ("random", "oracle"):
+        assert made_plan(lab, rule, 0).hash != made_plan(lab, rule, 1).hash
+        assert made_plan(lab, rule, 1).hash == made_plan(lab, rule, 1).hash
+    assert made_plan(lab, "svg", 0).hash == made_plan(lab, "svg", 1).hash
+    assert made_plan(lab, "untrained").hash == made_plan(lab, "budget_fitted").hash
+    beta = {rule: made_plan(lab, rule).betas for rule in ("budget_beta0", "budget_fitted")}
+    assert set(np.unique(beta["budget_beta0"][~np.isnan(beta["budget_beta0"])])) <= {0.0}
+    assert (np.abs(beta["budget_fitted"]) > 0.01).any()
+
+
+def test_what_was_recorded_is_read_again(lab: Any) -> None:
+    again = lab_module.Lab(lab.settings, lab.folder)
+    assert lab.errors is not None
+    assert again.search() is None, "the time of a search that is not made is not known"
+    assert again.errors.plain.tobytes() == lab.errors.plain.tobytes()
+    assert lab.clip(lab_module.FIT)[0] not in lab.judged
+    assert len({lab.clip(number)[1] for number in (lab_module.FIT, 0, 1)}) == 3
 
 
 # ---- maps and prompts ----
