@@ -241,7 +241,7 @@ def prediction(plan: SparsePlan) -> list[str]:
     if "attention_ms" in found:
         dense, planned = found["dense_attention_ms"], found["attention_ms"]
         times = f"attention {dense:.4g} -> {planned:.4g} ms a step"
-        if "step_ms" in found and planned > 0:
+        if "step_ms" in found:
             rest = found["step_ms"] - planned
             ceiling = f"{(dense + rest) / rest:.2f}x" if rest > 0 else "none"
             times += f"; attention is {dense / (dense + rest):.0%} of your step, ceiling {ceiling}"

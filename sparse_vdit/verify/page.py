@@ -46,12 +46,19 @@ def write_report(folder: Folder, progress: Callable[[str], object] | None = None
 
 def build_page(story: Story) -> page.Page:
     """The page."""
+    clips = page_clips(story.clips, story.found) if story.found is not None else []
+    _ = (
+        story.plan,
+        story.errors,
+        story.folder.cost,
+        story.pictures,
+        story.folder.others,
+    )  # bad files end it at once
     sections = []
     for make in SECTIONS:
         story.progress(make.__name__.strip("_").replace("_", " "))
         sections += make(story)
-    found, predicted = story.found, story.speedup(story.attention_ms[1])
-    clips = page_clips(story.clips, found) if found is not None else []
+    predicted = story.speedup(story.attention_ms[1])
     frames, aspect = _shape(story.clips)
     return page.Page(
         title="sparse-vdit search",

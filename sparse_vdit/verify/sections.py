@@ -156,6 +156,7 @@ def what_is_reachable(story: Story) -> list[page.Section]:
     decisions, dense_ms = story.decisions, story.dense_ms
     low = decisions.by_budget(math.inf, "error")[1]["time_ms"]
     high = decisions.by_budget(math.inf, "time")[1]["time_ms"]
+    low = max(low, 1e-3 * high)  # all heads skipped take no time
     curve = []
     budgets = {*np.geomspace(low, high, CURVE), *np.linspace(0.7 * high + 0.3 * low, high, CURVE // 2)}
     for budget in sorted(budgets):
