@@ -8,16 +8,20 @@ that are judged later. Then the machine is timed for a few seconds. The plan fol
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
+from ..attention import attention
 from ..models import observe
-from ..pattern import Geometry
-from ..plan import SparsePlan
+from ..pattern import Geometry, Pattern
+from ..plan import LayerPlan, SparsePlan
 from ..search import HeadErrors, Recorder, ladder
 from ..search.calibration import calibrate as time_machine
 from ..search.cost import CostModel, StepEstimate
@@ -51,16 +55,6 @@ class Stock:
     seconds: float
     share: float
 
-    @property
-    def attention_ms(self) -> float:
-        """Milliseconds of attention in a step."""
-        return 1e3 * self.seconds * self.share
-
-    @property
-    def rest_ms(self) -> float:
-        """Milliseconds of a step that no plan changes."""
-        return 1e3 * self.seconds * (1 - self.share)
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -68,7 +62,10 @@ class Calibration:
 
     Attributes:
         errors: Errors of all candidates, by noise bin, layer and head.
-        cost: Their prices.
+        cost: Their prices, in milliseconds of the clock.
+        attention_ms: Attention of a stock step by the same clock: the price of our full kernel, over how much
+            faster or slower it is than the host's. So it does not matter whether the machine was busier while the
+            stock step was measured than while the clock was.
         stock: A step of the stock pipeline.
         levels: Noise level of every step.
         kept_noise: Noise level of `kept`.
@@ -78,16 +75,21 @@ class Calibration:
 
     errors: HeadErrors
     cost: CostModel
+    attention_ms: float
     stock: Stock
     levels: tuple[float, ...]
     kept_noise: float
     kept: dict[int, Tensors]
     seconds: dict[str, float]
 
+    @property
+    def rest_ms(self) -> float:
+        """A stock step without attention, by the clock."""
+        return self.attention_ms * (1 - self.stock.share) / self.stock.share
+
     def estimate(self, plan: SparsePlan) -> StepEstimate:
         """Returns what the prices say of a step under a plan, mean over all steps."""
-        stock = self.stock
-        return self.cost.step(plan.sole, self.levels, rest_ms=stock.rest_ms, dense_ms=stock.attention_ms)
+        return self.cost.step(plan.sole, self.levels, rest_ms=self.rest_ms, dense_ms=self.attention_ms)
 
 
 def dense_steps(steps: int) -> int:
@@ -128,11 +130,11 @@ def calibrate(
         ear.listen(lambda: generate(pipe, PROMPT, SEED, steps, on_step))
     on_stage("timing the machine")
     with _counted(seconds, "clock"):
-        hardware = clock(geometry, pipe.transformer.config.attention_head_dim)
-    heads = pipe.transformer.config.num_attention_heads
-    errors = ear.errors(levels)
-    cost = CostModel(hardware, errors.candidates, heads=heads)
-    return Calibration(errors, cost, stock, levels, levels[ear.middle], ear.kept, seconds)
+        errors = ear.errors(levels)
+        hardware = clock(geometry, errors.model.head_dim)
+        cost = CostModel(hardware, errors.candidates, heads=errors.model.heads)
+        dense_ms = errors.model.layers * cost.dense_layer_ms / dense_ratio(geometry, ear.kept)
+    return Calibration(errors, cost, dense_ms, stock, levels, levels[ear.middle], ear.kept, seconds)
 
 
 def clock(geometry: Geometry, head_dim: int) -> Hardware:
@@ -144,6 +146,26 @@ def clock(geometry: Geometry, head_dim: int) -> Hardware:
         seconds=CLOCK_SECONDS,
         progress=False,
     )
+
+
+def dense_ratio(geometry: Geometry, kept: Mapping[int, Tensors], layers: int = 3, repeats: int = 3) -> float:
+    """Measures seconds of our full kernel over those of the host's attention, in turns on some layers' tensors."""
+    some = sorted(kept)[:: max(1, len(kept) // layers)][:layers]
+    best = np.full((2, len(some)), np.inf)
+    for _ in range(repeats):
+        for number, layer in enumerate(some):
+            q, k, v = kept[layer]
+            full = LayerPlan(geometry, [Pattern.full()] * q.shape[1])
+            ways: list[Callable[..., object]] = [
+                partial(attention, layer=full),
+                F.scaled_dot_product_attention,
+            ]
+            for way, call in enumerate(ways):
+                start = time.perf_counter()
+                call(q, k, v)
+                best[way, number] = min(best[way, number], time.perf_counter() - start)
+    ours, theirs = best.sum(axis=1)
+    return float(ours / theirs)
 
 
 @contextmanager
@@ -203,15 +225,15 @@ def choose_plan(
         speedup: Of all steps, the dense ones at the start included, by the calibrated clock.
         about: What to note in the plan's provenance.
     """
-    errors, cost, stock, levels = calibration.errors, calibration.cost, calibration.stock, calibration.levels
+    errors, cost, levels = calibration.errors, calibration.cost, calibration.levels
     note = {"prompt": PROMPT, "noise_seed": SEED, "noise_levels": errors.provenance["noise_levels"]} | about
     above = dense_above(levels)
     if speedup is None:
         return at_density(
             errors, cost, density,
-            dense_ms=stock.attention_ms, levels=levels, dense_above=above, provenance=note,
+            dense_ms=calibration.attention_ms, levels=levels, dense_above=above, provenance=note,
         )  # fmt: skip
     return select(
-        errors, cost, speedup=speedup, rest_ms=stock.rest_ms,
-        dense_ms=stock.attention_ms, levels=levels, dense_above=above, provenance=note,
+        errors, cost, speedup=speedup, rest_ms=calibration.rest_ms,
+        dense_ms=calibration.attention_ms, levels=levels, dense_above=above, provenance=note,
     )  # fmt: skip

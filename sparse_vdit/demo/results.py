@@ -132,7 +132,7 @@ def predicted_ratio(results: Results, number: int) -> float:
     """Returns sparse over dense milliseconds of the attention in a noise bin, by the prices."""
     calibration, plan = results.calibration, results.plan
     level = min(plan.bins[number], plan.dense_above)
-    dense = calibration.stock.attention_ms
+    dense = calibration.attention_ms
     layers = plan.model.layers
     return calibration.cost.plan_ms(plan.sole, [level], dense_layer_ms=dense / layers) / dense
 

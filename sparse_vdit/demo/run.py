@@ -180,7 +180,7 @@ def run(settings: Settings) -> dict[str, Any]:
     pipe = load(settings.model)
     stock = Stock(*attention_share(pipe))
     if settings.speedup is not None:  # beyond the ceiling: said at once
-        StepEstimate(stock.rest_ms, stock.attention_ms, stock.attention_ms).budget_ms(settings.speedup)
+        StepEstimate(1 - stock.share, stock.share, stock.share).budget_ms(settings.speedup)
     seeds, fewer = seed_count(settings, stock.seconds)
     if fewer:
         log.info("demo: %s", fewer)

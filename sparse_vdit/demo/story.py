@@ -179,7 +179,7 @@ def _search(results: Results, found: dict[str, Any]) -> page.Section:
             f"videos: {took['video']:.0f} s for the watched one, with gradients that say how much each head "
             f"matters and {took['probes']:.1f} s for the options; {took['choice']:.1f} s for the choice.",
         ],
-        figure=search_figures.head_fronts([picture for picture, _ in pictures]),
+        figure=search_figures.head_fronts([picture for picture, _ in pictures], columns=len(pictures)),
         caption=(
             f"All options of some heads at noise level {noise_range(results.plan, places[0][0])}. A head is given "
             "one on its line, or full attention; which one, the price of time that all heads share decides. "
