@@ -320,10 +320,9 @@ def test_explain_says_the_papers_losses(copy: Path, capsys) -> None:
 def test_report_is_one_file_without_the_model(copy: Path, capsys) -> None:
     said(capsys, "report", "--from", copy)
     html = (copy / "report.html").read_text(encoding="utf-8")
-    for title in (
-        "The same videos, dense and sparse", "Predicted and achieved", "Video by video", "The mode map",
-        "What is reachable", "Heads and their options", "Does it carry over to other prompts?", "What the heads look at",
-    ):  # fmt: skip
+    titles = ["The same videos, dense and sparse", "Predicted and achieved", "Video by video", "The mode map"]
+    titles += ["What is reachable", "Heads and their options", "What the heads look at"]
+    for title in (*titles, "Does it carry over to other prompts?"):
         assert f"<h2>{title}</h2>" in html, title
     assert "<script" not in html
     assert "alert(1)" in html
