@@ -43,7 +43,9 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         return target
 
     sources = [
-        path for room in ("base", "pattern", "attention", "search") for path in (ROOT / "csrc" / room).glob("*.c")
+        path
+        for room in ("base", "pattern", "attention", "search")
+        for path in (ROOT / "csrc" / room).glob("*.c")
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(compile_one, sorted(sources)))
