@@ -63,7 +63,13 @@ class Folder:
 
     @cached_property
     def stock(self) -> Stock | None:
-        """The dense step; None where it was not measured."""
+        """The dense step on the machine of the prices; None where it was not measured."""
+        layers = {name: part.model.layers for name, part in self.errors.items()}
+        return None if self.measured is None else self.measured.on(self.cost, layers)
+
+    @cached_property
+    def measured(self) -> Stock | None:
+        """The dense step as it was timed."""
         return Stock.load(self.folder) if (self.folder / STOCK).exists() else None
 
     @cached_property
@@ -78,8 +84,8 @@ class Folder:
     @cached_property
     def cost(self) -> dict[str, CostModel]:
         """Prices, by transformer."""
-        batch = self.batch or (self.stock.batch if self.stock is not None else 1)
-        dtype = self.dtype or (self.stock.dtype if self.stock is not None else "float32")
+        batch = self.batch or (self.measured.batch if self.measured is not None else 1)
+        dtype = self.dtype or (self.measured.dtype if self.measured is not None else "float32")
         return costs(self.errors, self.machine, batch=batch, dtype=dtype)
 
     @cached_property

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sparse_vdit.attention import attention
 from sparse_vdit.geometry import Json, closed, integer, shown
-from sparse_vdit.pattern import Geometry
+from sparse_vdit.pattern import Geometry, Pattern
+from sparse_vdit.plan import LayerPlan
 from sparse_vdit.plan.file import PlanError, checked_provenance, layout, parse, read_bytes, write_atomic
 from sparse_vdit.plan.transformer import checked_name
 from sparse_vdit.search import Sample
-from sparse_vdit.search.cost import StepTimer
+from sparse_vdit.search.cost import CostModel, StepTimer
 from sparse_vdit.search.schedule import schedule_of
 
 from .source import DTYPES, Source
@@ -26,6 +32,7 @@ from .source import DTYPES, Source
 FORMAT, FORMAT_VERSION = "sparse_vdit.stock", 1
 FILE_NAME = "stock.json"
 TRIED_STEPS = 4  # the first warms up, the end of the last is not seen
+TURNS = 3  # of our kernel and the host's on the same tensors
 MAX_STEPS = 10_000
 LAYOUT = ("frames", "height", "width", "prefix", "suffix")
 
@@ -42,6 +49,7 @@ class Stock:
         attention_ms: attention of a step, all layers, as the host computes it.
         rest_ms: the step without it.
         settings: what it was measured with.
+        dense_ratio: the host's attention over our own full kernel on the same tensors, in turns; None: not measured.
 
     Raises:
         ValueError: `stock: attention_ms is nan, expected a finite number above 0`.
@@ -54,6 +62,7 @@ class Stock:
     attention_ms: float
     rest_ms: float
     settings: Json = field(default_factory=dict)
+    dense_ratio: float | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -72,6 +81,11 @@ class Stock:
                 raise ValueError(f"stock: {name} is {value}, expected a finite number, attention_ms above 0")
             put(self, name, float(value))
         put(self, "settings", checked_provenance(self.settings))
+        ratio = self.dense_ratio
+        if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, (int, float))):
+            raise TypeError(f"stock: dense_ratio is {type(ratio).__name__}, expected a number or null")
+        if ratio is not None and not (math.isfinite(ratio) and ratio > 0):
+            raise ValueError(f"stock: dense_ratio is {ratio}, expected a finite number above 0")
 
     @property
     def step_ms(self) -> float:
@@ -101,6 +115,26 @@ class Stock:
         """
         return Geometry(**self.layout, block_q=block_q, block_k=block_k)
 
+    def on(self, cost: Mapping[str, CostModel], layers: Mapping[str, int]) -> Stock:
+        """The same step on the machine that the prices are of, where `dense_ratio` was measured.
+
+        A step is timed while other work may slow it, prices are of a calm machine: attention is then as priced,
+        times `dense_ratio`, and the rest in the proportion to it that was seen.
+
+        Args:
+            cost: prices by transformer.
+            layers: of each.
+        """
+        if self.dense_ratio is None:
+            return self
+        shares = {name: len(listed) / self.steps for name, listed in self.levels.items() if name in cost}
+        priced = sum(share * cost[name].dense_layer_ms * layers[name] for name, share in shares.items())
+        attention = priced * self.dense_ratio
+        if attention <= 0:
+            return self
+        rest = attention * self.rest_ms / self.attention_ms
+        return replace(self, attention_ms=attention, rest_ms=rest, dense_ratio=None)
+
     def __str__(self) -> str:
         at = self.layout
         ceiling = f"{self.ceiling:.2f}x" if math.isfinite(self.ceiling) else "none"
@@ -123,6 +157,7 @@ class Stock:
             "attention_ms": self.attention_ms,
             "rest_ms": self.rest_ms,
             "settings": self.settings,
+            "dense_ratio": self.dense_ratio,
         }
 
     @classmethod
@@ -180,6 +215,8 @@ class _Trial:
         self.pipe, self.steps = pipe, steps
         self.timer, self.samples, self.dtype = StepTimer(), 0, ""
         self.levels: tuple[float, ...] = ()
+        self.layouts: list[Any] = []
+        self.ratio: float | None = None
 
     def __call__(self, step: int, noise_level: float, layer: int, q: Any, k: Any, v: Any, dense: Any) -> Any:
         schedule = schedule_of(self.pipe)
@@ -189,7 +226,28 @@ class _Trial:
         if step == 0 and layer == 0:
             self.samples += len(q)
         self.dtype = str(q.dtype).removeprefix("torch.")
-        return self.timer(step, noise_level, layer, q, k, v, dense)
+        out = self.timer(step, noise_level, layer, q, k, v, dense)
+        if self.layouts and step == TRIED_STEPS - 1 and self.ratio is None:  # its end is not timed
+            geometry = Geometry(**_layout_of(self.layouts))
+            full = LayerPlan(geometry, [Pattern.full()] * q.shape[1])
+            ours = partial(attention, q, k, v, layer=full, kv_len=dense.kv_len)
+            self.ratio = _least_seconds(dense, ours)
+        return out
+
+
+def _least_seconds(host: Callable[[], object], ours: Callable[[], object]) -> float:
+    """Least time of the host's attention over that of our full kernel, in turns."""
+    seconds = np.full((2, TURNS), np.inf)
+    for turn in range(TURNS):
+        for way, call in enumerate((host, ours)):
+            start = time.perf_counter()
+            call()
+            seconds[way, turn] = time.perf_counter() - start
+    return float(seconds[0].min() / seconds[1].min())
+
+
+def _layout_of(layouts: list[Any]) -> dict[str, int]:
+    return {name: getattr(layouts[0], name) for name in LAYOUT}
 
 
 def try_out(source: Source, sample: Sample, settings: Mapping[str, Any] | None = None) -> Stock:
@@ -206,7 +264,7 @@ def try_out(source: Source, sample: Sample, settings: Mapping[str, Any] | None =
     layouts: list[Any] = []
     hooks = _layout_hooks(source.pipe, layouts)
     try:
-        trial = _begin(source, sample, max(source.steps, TRIED_STEPS), TRIED_STEPS)
+        trial = _begin(source, sample, max(source.steps, TRIED_STEPS), TRIED_STEPS, layouts)
         listed = (
             trial.levels if source.steps >= TRIED_STEPS else _begin(source, sample, source.steps, 0).levels
         )
@@ -214,21 +272,25 @@ def try_out(source: Source, sample: Sample, settings: Mapping[str, Any] | None =
         for hook in hooks:
             hook.remove()
     return Stock(
-        layout={name: getattr(layouts[0], name) for name in LAYOUT},
+        layout=_layout_of(layouts),
         batch=trial.samples,
         dtype=trial.dtype,
         levels=_by_transformer(source.pipe, listed),
         attention_ms=trial.timer.dense_ms,
         rest_ms=trial.timer.rest_ms,
         settings=dict(settings or {}),
+        dense_ratio=trial.ratio,
     )
 
 
-def _begin(source: Source, sample: Sample, steps: int, wanted: int) -> _Trial:
+def _begin(
+    source: Source, sample: Sample, steps: int, wanted: int, layouts: list[Any] | None = None
+) -> _Trial:
     """The first `wanted` of `steps` steps; 0: until the first attention."""
     from sparse_vdit.models import observe
 
     trial = _Trial(source.pipe, wanted)
+    trial.layouts = layouts if layouts is not None else []
     try:
         with observe(source.pipe, trial):
             source.make(sample, steps, False)

@@ -45,6 +45,8 @@ def test_every_family_is_looked_at(name: str) -> None:
     assert found.dtype == "float32"
     assert found.attention_ms > 0
     assert found.rest_ms > 0
+    assert found.dense_ratio is not None
+    assert found.dense_ratio > 0
     assert found.steps == 8
     small.pipe.scheduler.set_timesteps(8)
     levels = [level for listed in found.levels.values() for level in listed]
@@ -81,8 +83,18 @@ def test_the_numbers_of_a_step() -> None:
     assert "ceiling none" in str(stock(rest_ms=0.0))
 
 
+def test_on_a_calm_machine_the_step_is_as_priced() -> None:
+    class Priced:
+        dense_layer_ms = 5.0
+
+    found = stock(dense_ratio=1.5)
+    calm = found.on({"transformer": Priced()}, {"transformer": 2})  # type: ignore[dict-item]
+    assert (calm.attention_ms, calm.rest_ms, calm.share) == (15.0, 5.0, found.share)
+    assert stock().on({}, {}) == stock()
+
+
 def test_file_and_back(tmp_path: Path) -> None:
-    found = stock(settings={"height": 64})
+    found = stock(settings={"height": 64}, dense_ratio=1.25)
     assert Stock.load(found.save(tmp_path).parent) == found
 
 
@@ -97,6 +109,8 @@ def test_file_and_back(tmp_path: Path) -> None:
         ({"levels": {"transformer": []}}, "no or too many steps"),
         ({"levels": [1]}, "levels is no object"),
         ({"batch": True}, "batch"),
+        ({"dense_ratio": 0}, "dense_ratio is 0"),
+        ({"dense_ratio": "1"}, "dense_ratio is str"),
         ({"layout": {"frames": 1}}, "layout"),
         ({"more": 1}, "more"),
         ({"format": "x"}, "format is 'x'"),

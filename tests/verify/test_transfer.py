@@ -126,7 +126,7 @@ def test_the_same_prompts_cost_nothing_and_others_something() -> None:
     assert same.regret == pytest.approx(0, abs=0.02)
     assert same.correlation == pytest.approx(1)
     other = transfer(own, {"transformer": recording(5)}, cost(), plan, levels=LEVELS)
-    assert other.regret > 0.2
+    assert other.regret > 0.05
     assert other.carried > other.best
     assert other.same_family < 1
     assert abs(other.correlation) < 0.9
