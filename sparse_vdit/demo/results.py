@@ -146,6 +146,7 @@ def search_numbers(results: Results) -> dict[str, Any]:
         "candidates": candidates.count,
         "options": int(candidates.count + candidates.takes_remainder.sum()),
         "rows": calibration.errors.rows,
+        "steps": len(calibration.errors.provenance["noise_levels"]),
         "mean_error": results.plan.provenance["predicted"]["mean_error"],
         "seconds": {name: round(seconds, 3) for name, seconds in calibration.seconds.items()},
         "seconds_in_all": round(results.search_seconds, 3),

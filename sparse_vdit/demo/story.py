@@ -170,10 +170,10 @@ def _search(results: Results, found: dict[str, Any]) -> page.Section:
     return page.Section(
         title="How the plan was found",
         text=[
-            f"One other dense video was watched. On {search['rows']} query rows of every head and step, "
-            f"{search['options']} options were measured: {search['candidates']} patterns, plain and with the "
-            f"best bias for the means of what is left out. Their times come from {took['clock']:.0f} s of timing "
-            f"this machine. Of all plans for {wanted}, the one of least error was taken: a mean relative error "
+            f"One other dense video was watched. At {search['steps']} of its steps, on {search['rows']} query rows "
+            f"of every head, {search['options']} options were measured: {search['candidates']} patterns, plain and "
+            f"with the best bias for the means of what is left out. Their times come from {took['clock']:.0f} s of "
+            f"timing this machine. The plan has the least error in its time, for {wanted}: a mean relative error "
             f"of {search['mean_error']:.3g} is expected.",
             f"That took {search['seconds_in_all']:.0f} s, as long as {search['dense_generations']:.1f} dense "
             f"videos: {took['video']:.0f} s for the watched one, with gradients that say how much each head "
@@ -181,7 +181,7 @@ def _search(results: Results, found: dict[str, Any]) -> page.Section:
         ],
         figure=search_figures.head_fronts([picture for picture, _ in pictures], columns=len(pictures)),
         caption=(
-            f"All options of some heads at noise level {noise_range(results.plan, places[0][0])}. A head is given "
+            f"Options of some heads at noise level {noise_range(results.plan, places[0][0])}. A head is given "
             "one on its line, or full attention; which one, the price of time that all heads share decides. "
             + " ".join(_words(picture.title, option) for picture, option in pictures)
         ),

@@ -53,15 +53,16 @@ def at_density(
         remainder=remainder,
     )
     options, found = _largest(decisions, density)
+    predicted = {
+        "attention_ms": decisions.play(options, dense_ms)[1],
+        "dense_attention_ms": decisions.dense_attention_ms(dense_ms),
+        "mean_error": decisions.mean_error(options),
+    }
     note = {
         "made_by": "search.at_density",
         "asked": {"density": float(density), "remainder": remainder, "found": {"price": found["multiplier"]}},
         "weights": next(iter(decisions.parts.values())).measure,
-        "predicted": {
-            "attention_ms": decisions.play(options, dense_ms)[1],
-            "dense_attention_ms": decisions.dense_attention_ms(dense_ms),
-            "mean_error": decisions.mean_error(options),
-        },
+        "predicted": {name: float(f"{value:.6g}") for name, value in predicted.items()},
     }
     return decisions.plan(options, note | dict(provenance or {}))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,6 +94,7 @@ def test_report_json_says_what_the_search_did(finished: Path) -> None:
     assert search["asked"] == {"density": 0.25}
     assert search["candidates"] < search["options"] < 2 * search["candidates"]
     assert 100 <= search["options"] <= 200
+    assert (search["steps"], search["rows"]) == (2, 64)
     parts = search["seconds"]
     assert set(parts) == {"video", "probes", "clock", "choice"}
     assert 0 < parts["probes"] < parts["video"]
@@ -142,6 +145,23 @@ def test_a_speedup_is_met_by_the_clock(calibrated: calibrate.Calibration) -> Non
     assert plan.provenance["model"] == "tiny"
     slow, fast = (calibrate.choose_plan(made, 0.25, speedup, {}) for speedup in (1.3, 2.5))
     assert fast.density() < plan.density() < slow.density()
+
+
+def test_dense_kernels_are_compared_by_their_fastest_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def taking(*seconds: float):
+        turns = itertools.cycle(seconds)
+        return lambda *_, **__: now.__setitem__(0, now[0] + next(turns))
+
+    monkeypatch.setattr(calibrate, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(calibrate, "attention", taking(9, 9, 3, 4, 8, 2))  # layers 0, 1, three times
+    monkeypatch.setattr(
+        calibrate, "F", SimpleNamespace(scaled_dot_product_attention=taking(1, 2, 7, 7, 7, 1))
+    )
+    tensor = torch.zeros(1, 2, 64, 8)
+    kept = dict.fromkeys((0, 1), (tensor, tensor, tensor))
+    assert calibrate.dense_ratio(Geometry(1, 8, 8, block_q=16, block_k=16), kept) == (3 + 2) / (1 + 1)
 
 
 def test_a_speedup_beyond_the_ceiling_is_one_sentence_at_once(
