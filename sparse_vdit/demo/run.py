@@ -48,10 +48,10 @@ log = logging.getLogger(__name__)
 
 PROMPTS = (
     "red disc moving right, slow on plain navy ground",
-    "yellow square moving down, slow and blue ring still on plain grey ground",
+    "blue square moving left, slow on plain white ground",
     "green triangle moving left, fast on graded white ground",
-    "cyan disc moving up, slow and red square moving right, slow on plain black ground",
-    "blue square moving left, slow on striped grey ground",
+    "yellow triangle moving left, slow on plain brown ground",
+    "cyan disc moving up, slow on plain black ground",
 )
 FIRST_SEED = 100
 FIRST_CLIP = 500  # of the held-out scenes

@@ -271,6 +271,6 @@ def standing_notes(steps: int) -> list[str]:
         f"The first {dense_steps(steps)} of {steps} steps are dense in all sparse runs, controls included.",
         "PSNR says whether the same sample was drawn, and flatters blur: hence SSIM and the held-out loss.",
         "All metrics are measured on decoded tensors, never on compressed files.",
-        "The model is small and was trained briefly: it paints the ground of its prompt, while bodies are faint "
-        "smudges or missing. The pictures compare attention; they do not show what such a model can draw.",
+        "The model is small and was trained briefly: it draws a body of the named colour on the named ground; shape "
+        "and motion follow the prompt loosely, and of two bodies one is often missing.",
     ]
