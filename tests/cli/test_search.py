@@ -254,7 +254,8 @@ def test_plan_needs_no_torch_and_only_the_errors(copy: Path, inputs: Path, tmp_p
         "0.1",
     ]
     done = subprocess.run(
-        [sys.executable, "-c", code, "plan", *more, "--out", str(tmp_path / "new")],
+        [sys.executable, "-P", "-c", code, "plan", *more, "--out", str(tmp_path / "new")],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
