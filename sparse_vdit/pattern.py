@@ -291,6 +291,12 @@ class Pattern:
         return self if self.remainder is None else replace(self, remainder=None)
 
     @property
+    def family(self) -> str:
+        """What it counts as in tables: its kind, but a stripe without key blocks is the own block, a diagonal."""
+        is_own_block = self.kind == "vertical_stripe" and not self.key_blocks and not self.sink_frames
+        return "diagonal" if is_own_block else self.kind
+
+    @property
     def name(self) -> str:
         """A short label for tables and pictures; it need not be unique."""
         text = f"{self.kind}({self._arguments()})" if self.FIELDS[self.kind] else self.kind

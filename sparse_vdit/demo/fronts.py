@@ -51,4 +51,4 @@ def head_front(results: Results, place: tuple[int, int, int]) -> tuple[HeadFront
 
 def _family(results: Results, candidate: int) -> str:
     patterns = results.calibration.errors.candidates.patterns
-    return patterns[candidate].kind if candidate < len(patterns) else "vertical_stripe"
+    return patterns[candidate].family if candidate < len(patterns) else "vertical_stripe"

@@ -145,8 +145,8 @@ class TransformerPlan:
         return float(self.densities().mean())
 
     def kinds(self) -> list[list[list[str]]]:
-        """Kind of each head, [bins][layers][heads]."""
-        return [[[self.patterns[n].kind for n in layer] for layer in bin_] for bin_ in self.choice.tolist()]
+        """Family of each head's pattern, [bins][layers][heads]."""
+        return [[[self.patterns[n].family for n in layer] for layer in bin_] for bin_ in self.choice.tolist()]
 
     def families(self, bin_: int | None = None) -> dict[str, int]:
         """How many heads use each kind, in one bin or (None) in all, most frequent first."""
@@ -248,7 +248,7 @@ class LayeredTransformerPlan(TransformerPlan):
         """As in `TransformerPlan`; heads with a mask are 'block_mask'."""
         bins, layers, heads = self.shape
         rows = [[self.layer(b, i).patterns for i in range(layers)] for b in range(bins)]
-        return [[[p.kind for p in row] if row else ["block_mask"] * heads for row in layer] for layer in rows]
+        return [[[p.family for p in row] if row else ["block_mask"] * heads for row in layer] for layer in rows]
 
     def to_json(self) -> Json:
         """Refused: block masks are controls."""

@@ -196,7 +196,7 @@ def _rivals(story: Story, planned: float) -> dict[str, Callable[[], SparsePlan]]
     errors, cost = story.errors, story.folder.cost
     return {
         "best uniform pattern": lambda: uniform(errors, cost, **options),
-        "without remainder": lambda: select(errors, cost, **plain, remainder="none"),
+        "without remainder": lambda: select(errors, cost, **plain, **story.request.allowed, remainder="none"),
     }
 
 
@@ -228,11 +228,18 @@ def _front(story: Story, name: str, bin_: int, layer: int, head: int) -> search_
     errors, part = story.errors[name], story.plan.for_transformer(name)
     remainder = "none" if story.request.objective == "paper" else story.request.remainder
     options = front(
-        errors, story.folder.cost[name], bin_, layer, head, weights=story.request.weights, remainder=remainder
+        errors,
+        story.folder.cost[name],
+        bin_,
+        layer,
+        head,
+        weights=story.request.weights,
+        remainder=remainder,
+        **story.request.allowed,
     )
     chosen = int(chosen_options(errors, part)[bin_, layer, head])
     candidates = errors.candidates
-    kinds = [pattern.kind for pattern in candidates.patterns] + ["vertical_stripe"] * len(
+    kinds = [pattern.family for pattern in candidates.patterns] + ["vertical_stripe"] * len(
         candidates.mass_stripes
     )
     full = next(option.time_ms for option in options if option.number == 2 * candidates.full)

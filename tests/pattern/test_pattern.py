@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import draws
 
-from sparse_vdit import _C, Geometry, Pattern
+from sparse_vdit import _C, Geometry, Order, Pattern
 
 GEOMETRY = Geometry(3, 4, 5, 7, 9, 16, 16)  # 76 tokens, 5 key blocks
 FRAME, TOKEN, TILES = (0, 0, 0, 0), (1, 0, 0, 0), (2, 1, 2, 2)
@@ -176,3 +176,11 @@ def test_any_integers_give_a_list_or_a_sentence(data: st.DataObject) -> None:
         mask = _C.block_mask(geometry.to_ints(), rows[0], codes)
         itself = [mask[p // geometry.block_q, p // geometry.block_k] for p in range(geometry.tokens)]
         assert all(itself) or ints[0] == 1
+
+
+def test_a_stripe_without_key_blocks_counts_as_the_own_block() -> None:
+    tiles = Order.tiles(2, 2, 2)
+    assert Pattern.vertical_stripe(key_blocks=[], order=tiles).family == "diagonal"
+    assert Pattern.vertical_stripe(key_blocks=[1], order=tiles).family == "vertical_stripe"
+    assert Pattern.vertical_stripe(key_blocks=[], sink_frames=1).family == "vertical_stripe"
+    assert Pattern.union(Pattern.diagonal(half_width=1)).family == "union"
