@@ -25,6 +25,7 @@ import timing
 import torch
 
 from sparse_vdit import _C, Geometry, LayerPlan, Pattern, attention, build_info
+from sparse_vdit.search.errors_file import write_file
 
 KEYS = [
     "bench", "device", "isa", "threads", "dtype", "head_dim", "tokens", "heads", "pattern", "remainder", "density",
@@ -333,7 +334,7 @@ def main() -> None:
     measure = {"attention": measure_attention, "cost": measure_cost, "quality": measure_quality}
     rows = measure[options.what](options)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_file(options.json, (json.dumps(rows, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -346,14 +346,16 @@ def settings_of(options: argparse.Namespace) -> Settings:
         raise SystemExit(f"bench: rule is {strange[0]!r}, expected some of {','.join(RULES)}")
     if set(names) & set(OF_THE_PLAN) and "budget_fitted" not in names:
         names = ("budget_fitted", *names)
-    targets = tuple(sorted({float(part) for part in options.targets.split(",")})) if options.targets else None
+    targets = _targets(options.targets) if options.targets is not None else None
     small: dict[str, Any] = {}
     if options.quick:
         small = {"clips": 2, "steps": 3, "prompts": 1, "loss_clips": 2, "bins": 2, "calibrate_s": 6.0}
         targets = targets or (1.6,)
     targets = targets or TARGETS
-    if not all(1 < target < 10 for target in targets):
-        raise SystemExit(f"bench: targets are {targets}, expected numbers above 1")
+    for name in ("clips", "steps", "bins", "block"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise SystemExit(f"bench: {name} is {value}, expected 1 or more")
     if options.warm_up is not None:
         warm_ups = ((options.warm_up,),) * len(targets)
     else:
@@ -374,6 +376,16 @@ def settings_of(options: argparse.Namespace) -> Settings:
             "bench: clips, steps and warm-up do not fit each other, expected 1 clip, warm-up < steps"
         )
     return settings
+
+
+def _targets(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        found = ()
+    if not found or not all(1 < target < 10 for target in found):
+        raise SystemExit(f"bench: targets is {text!r}, expected numbers above 1 and below 10 like 1.3,1.6")
+    return found
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -434,7 +446,7 @@ def measure_quality(options: argparse.Namespace, common: Mapping[str, Any]) -> l
             name: str(value) if name == "model" else json.loads(json.dumps(value))
             for name, value in asdict(settings).items()
         }
-        identity |= {name: common[name] for name in ("device", "isa", "threads")}
+        identity |= {name: common[name] for name in ("device", "isa", "threads", "commit")} | versions()
         notes = Notes(folder / "journal", identity | {"weights_sha256": lab.weights_sha256})
         study = Study(settings, lab, notes)
         step_s = notes[("stock",)]["step_ms"] / 1e3 if ("stock",) in notes else lab.stock()[0] / 1e3
@@ -446,6 +458,7 @@ def measure_quality(options: argparse.Namespace, common: Mapping[str, Any]) -> l
         deadline = None if options.minutes is None else begin + 60 * options.minutes
         left = work(study, deadline, shown=True)
         if left:
+            notes.journal.close()
             raise SystemExit(
                 f"bench: the time is up with {left} units left, expected the same command again to go on"
             )

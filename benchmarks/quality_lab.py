@@ -4,6 +4,7 @@ rule's plan for a given attention time. Everything that takes long is kept in on
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -40,6 +41,7 @@ from sparse_vdit.search.candidates import Candidates
 from sparse_vdit.search.controls import permute, random_masks
 from sparse_vdit.search.cost import CostModel
 from sparse_vdit.search.decisions import Decisions
+from sparse_vdit.search.errors_file import write_file
 from sparse_vdit.search.hardware import Hardware, Machine
 from sparse_vdit.search.select import select
 
@@ -100,6 +102,13 @@ def distinct_prompts(first: int, count: int, taken: set[str]) -> list[str]:
             taken.add(sentence)
         first += 1
     return found
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Writes a .npy file whole or not at all, whatever interrupts the run."""
+    data = io.BytesIO()
+    np.save(data, array)
+    write_file(path, data.getvalue())
 
 
 class MapRecorder:
@@ -251,8 +260,8 @@ class Lab:
             recorder = MapRecorder(self.model, self.geometry, self.errors.bins)
             with observe(self.pipe, recorder):
                 made = generate(self.pipe, *self.clip(number), self.settings.steps)
-            np.save(maps, recorder.mean())
-            np.save(video, made.video)
+            save_array(maps, recorder.mean())
+            save_array(video, made.video)
         return np.load(video)
 
     def maps(self, number: int) -> NDArray[Any]:
@@ -265,7 +274,7 @@ class Lab:
         path = self.folder / f"untrained-{number}.npy"
         if not path.exists():
             remove(self.untrained)
-            np.save(path, generate(self.untrained, *self.clip(number), self.settings.steps).video)
+            save_array(path, generate(self.untrained, *self.clip(number), self.settings.steps).video)
         return np.load(path)
 
     def generate(self, rule: str, plan: SparsePlan, number: int) -> Run:
@@ -327,7 +336,7 @@ class Lab:
             recorder = MapRecorder(self.model, self.geometry, (0.0, 1.0))
             with observe(self.pipe.transformer, recorder):
                 velocity_losses(self.pipe, [(frames, words)], [level], LOSS_SEED + number)
-            np.save(path, recorder.mean())
+            save_array(path, recorder.mean())
         return np.load(path).astype(np.float32)
 
     # ---- plans ----
@@ -412,4 +421,13 @@ class Lab:
         return hashlib.sha256((self.settings.model / "weights.safetensors").read_bytes()).hexdigest()
 
 
-__all__ = ["FIT", "OF_THE_PLAN", "Lab", "MapRecorder", "Settings", "block_map", "distinct_prompts"]
+__all__ = [
+    "FIT",
+    "OF_THE_PLAN",
+    "Lab",
+    "MapRecorder",
+    "Settings",
+    "block_map",
+    "distinct_prompts",
+    "save_array",
+]

@@ -246,6 +246,37 @@ def test_a_torn_note_is_measured_again(tmp_path: Path) -> None:
     assert again.known == {("stock",): {"step_ms": 1.0, "attention_ms": 0.5}}
 
 
+def test_a_journal_is_of_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "Lab", lambda settings, folder: FakeLab(settings))
+    common = {"device": "a machine", "isa": "avx2", "threads": 1, "commit": "aaaa"}
+    asked = options("--rules", "svg", "--minutes", "0")
+    asked.json = tmp_path / "rows.json"
+    with pytest.raises(SystemExit, match="the time is up"):
+        quality.measure_quality(asked, common)
+    with pytest.raises(SystemExit, match="the time is up"):
+        quality.measure_quality(asked, common)
+    with pytest.raises(ValueError, match="aaaa"):
+        quality.measure_quality(asked, common | {"commit": "bbbb"})
+    changed = quality.versions() | {"torch": "0.0"}
+    monkeypatch.setattr(quality, "versions", lambda: changed)
+    with pytest.raises(ValueError, match="torch"):
+        quality.measure_quality(asked, common)
+
+
+def test_an_array_is_written_whole_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "maps.npy"
+    lab_module.save_array(path, np.arange(3))
+
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", cut)
+    with pytest.raises(KeyboardInterrupt):
+        lab_module.save_array(path, np.arange(9))
+    assert np.load(path).tolist() == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_is_asked_for(tmp_path: Path) -> None:
     full = quality.settings_of(options())
     assert (len(full.rules), full.targets, full.clips, full.warm_ups) == (
@@ -259,6 +290,13 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
     assert quality.settings_of(options("--rules", "permuted")).rules == ("budget_fitted", "permuted")
     with pytest.raises(SystemExit, match="rule is 'svgg', expected some of svg,"):
         quality.settings_of(options("--rules", "svgg"))
+    with pytest.raises(SystemExit, match="targets is 'abc', expected numbers above 1 and below 10"):
+        quality.settings_of(options("--targets", "abc"))
+    with pytest.raises(SystemExit, match=r"targets is '0\.9,1\.6', expected numbers"):
+        quality.settings_of(options("--targets", "0.9,1.6"))
+    for name in ("bins", "block", "clips", "steps"):
+        with pytest.raises(SystemExit, match=f"{name} is 0, expected 1 or more"):
+            quality.settings_of(options(f"--{name}", "0"))
     with pytest.raises(SystemExit, match="warm-up < steps"):
         quality.settings_of(options("--warm-up", "3", "--steps", "3"))
 

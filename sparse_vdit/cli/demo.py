@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .plan import checked
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add `demo`."""
@@ -23,31 +25,22 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     dial.add_argument(
         "--speedup", type=_factor, help="instead: how many times faster a step should be, as predicted"
     )
-    parser.add_argument("--block", type=int, default=64, help="tokens of a block (default 64)")
+    parser.add_argument("--block", type=_count, default=64, help="tokens of a block (default 64)")
     parser.add_argument("--clips", type=_count, default=12, help="clips of the held-out loss (default 12)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     return parser
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is given, expected 1 or more")
-    return number
+    return checked(text, int, lambda value: value >= 1, "a whole number from 1 on")
 
 
 def _share(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{number} is given, expected more than 0 and at most 1")
-    return number
+    return checked(text, float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 
 def _factor(text: str) -> float:
-    number = float(text)
-    if not 1 < number < 1000:
-        raise argparse.ArgumentTypeError(f"{number} is given, expected more than 1")
-    return number
+    return checked(text, float, lambda value: 1 < value < 1000, "a number above 1 and below 1000")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -135,27 +135,27 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def count(text: str) -> int:
     """An integer from 1 on."""
-    return _checked(text, int, lambda value: value >= 1, "a whole number from 1 on")
+    return checked(text, int, lambda value: value >= 1, "a whole number from 1 on")
 
 
 def whole(text: str) -> int:
     """An integer from 0 on."""
-    return _checked(text, int, lambda value: value >= 0, "a whole number from 0 on")
+    return checked(text, int, lambda value: value >= 0, "a whole number from 0 on")
 
 
 def positive(text: str) -> float:
     """A number above 0."""
-    return _checked(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+    return checked(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
 def not_negative(text: str) -> float:
     """A number from 0 on."""
-    return _checked(text, float, lambda value: 0 <= value < float("inf"), "a number from 0 on")
+    return checked(text, float, lambda value: 0 <= value < float("inf"), "a number from 0 on")
 
 
 def share(text: str) -> float:
     """A number in 0..1."""
-    return _checked(text, float, lambda value: 0 <= value <= 1, "a number in 0..1")
+    return checked(text, float, lambda value: 0 <= value <= 1, "a number in 0..1")
 
 
 def edges(text: str) -> tuple[float, ...]:
@@ -165,7 +165,7 @@ def edges(text: str) -> tuple[float, ...]:
     return tuple(share(part) for part in text.split(","))
 
 
-def _checked(text: str, kind: type[T], good: Callable[[T], bool], expected: str) -> T:
+def checked(text: str, kind: type[T], good: Callable[[T], bool], expected: str) -> T:
     value: T | None
     try:
         value = kind(text)
@@ -240,7 +240,7 @@ def prediction(plan: SparsePlan) -> list[str]:
     ]
     if "attention_ms" in found:
         dense, planned = found["dense_attention_ms"], found["attention_ms"]
-        times = f"attention {dense:.4g} -> {planned:.4g} ms a step"
+        times = f"attention {planned:.4g} ms a step instead of {dense:.4g} ms"
         if "step_ms" in found:
             rest = found["step_ms"] - planned
             ceiling = f"{(dense + rest) / rest:.2f}x" if rest > 0 else "none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from sparse_vdit.pattern import Pattern
 
 from .cost import CostModel
 from .head_errors import HeadErrors
-from .part import check_cost, options_of, weights_of
+from .part import asked_of, check_cost, options_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ def front(
     *,
     weights: Any = None,
     remainder: str = "fitted",
+    among: Iterable[int] | None = None,
+    kinds: Iterable[str] | None = None,
 ) -> list[Option]:
     """All options of one head by rising time, with the lower convex hull of time and error.
 
@@ -66,7 +68,7 @@ def front(
     Args:
         errors, cost: of one transformer.
         bin_, layer, head: which.
-        weights, remainder: as in `Decisions`.
+        weights, remainder, among, kinds: as in `Decisions`; what may not be chosen has an error of NaN.
 
     Raises:
         IndexError: `select: head is 9, expected 0..7`.
@@ -78,6 +80,8 @@ def front(
     found, betas = (array.ravel() for array in options_of(_one_head(errors, bin_, layer, head), remainder))
     candidates, prices = errors.candidates, cost.option_ms()
     full = 2 * candidates.full
+    listed = None if among is None else list(among), None if kinds is None else list(kinds)
+    found[~np.repeat(asked_of(candidates, *listed), 2)] = np.nan
     found[full] = 0.0
     worth = (prices < prices[full]) & ~np.isnan(found)
     worth[full] = True

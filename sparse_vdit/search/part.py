@@ -149,7 +149,7 @@ def make_part(
     bins = np.minimum(np.searchsorted(errors.bins, low, side="right") - 1, len(errors.bins) - 2)
     table, betas = options_of(errors, remainder)
     prices, full = cost.option_ms(), 2 * errors.candidates.full
-    asked = _asked(errors.candidates, among, kinds)
+    asked = asked_of(errors.candidates, among, kinds)
     table[..., ~(np.repeat(asked, 2) & (prices < prices[full]))] = np.nan  # the break-even guard
     table[..., full] = 0.0  # by definition: what is measured there is rounding
     measure, found = weights_of(errors, weights)
@@ -230,7 +230,7 @@ def options_of(errors: HeadErrors, remainder: str) -> tuple[Floats, Floats]:
     return table, betas
 
 
-def _asked(
+def asked_of(
     candidates: Candidates, among: Sequence[int] | None, kinds: Iterable[str] | None
 ) -> NDArray[np.bool_]:
     """bool [candidates]: those asked for, and full."""

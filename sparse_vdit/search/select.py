@@ -114,6 +114,7 @@ def select(
     remainder: str = "fitted",
     among: Iterable[int] | None = None,
     kinds: Iterable[str] | None = None,
+    mode_density: float | None = None,
     penalty: float = PENALTY,
     threshold: float | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -130,6 +131,7 @@ def select(
         max_layer_error: most mean error of any layer (budget).
         bins, levels, dense_above, weights, remainder, among, kinds: as in `Decisions`. Without dense_above the budget
             decides: steps are dense above the level from which all heads came out full.
+        mode_density: for "paper", instead of among: its modes of about this density (`paper_modes`).
         penalty, threshold: lambda and epsilon of "paper"; with a time, epsilon is set so that it is met.
         provenance: more to note down.
 
@@ -143,6 +145,8 @@ def select(
         raise ValueError(f"select: objective is {shown(objective)}, expected one of {', '.join(OBJECTIVES)}")
     dial = Dial(time_ms, step_ms, speedup, max_error, rest_ms, dense_ms)
     plain = "none" if objective == "paper" else remainder
+    among = _among(errors, objective, among, mode_density)
+    kinds = None if kinds is None else list(kinds)
     decisions = Decisions(
         errors,
         cost,
@@ -158,7 +162,15 @@ def select(
         options, found = _by_paper(decisions, dial, penalty, threshold)
     else:
         options, found = _by_budget(decisions, dial, max_layer_error)
-    asked = {"objective": objective, "remainder": plain, "max_layer_error": max_layer_error} | dial.asked
+    asked = {
+        "objective": objective,
+        "remainder": plain,
+        "max_layer_error": max_layer_error,
+        "kinds": kinds,
+        "among": None if among is None else [int(number) for number in among],
+        "dense_above": None if dense_above is None else float(dense_above),
+        "mode_density": mode_density,
+    } | dial.asked
     return _noted(decisions, options, dial, asked | {"found": _rounded(found)}, provenance)
 
 
@@ -212,6 +224,23 @@ def uniform(
             return _noted(decisions, options[option], dial, asked, provenance)
     dense = decisions.dense_attention_ms(dial.dense_ms)
     raise ValueError(_unreachable(dial, wanted, min(times.values()), dense))
+
+
+def _among(
+    errors: HeadErrors | Mapping[str, HeadErrors],
+    objective: str,
+    among: Iterable[int] | None,
+    mode_density: float | None,
+) -> list[int] | None:
+    """Numbers of the candidates that may be chosen, as given or of the paper's modes; None: all."""
+    if mode_density is None:
+        return None if among is None else list(among)
+    if objective != "paper" or among is not None:
+        raise ValueError(
+            f"select: mode_density is {mode_density}, expected it with the objective paper and without among"
+        )
+    first = next(iter(errors.values())) if isinstance(errors, Mapping) else errors
+    return list(paper_modes(first.candidates, mode_density))
 
 
 def _noted(

@@ -114,7 +114,7 @@ def page_clips(
         numbers = [
             ("PSNR", "equal" if one.psnr_db is None else f"{one.psnr_db:.1f} dB"),
             ("SSIM", f"{one.ssim:.3f}"),
-            ("step", f"{one.dense_ms:.0f} → {one.plan_ms:.0f} ms"),
+            ("step", f"{one.plan_ms:.0f} ms instead of {one.dense_ms:.0f} ms"),
             ("prompt", "of the calibration" if group == GROUPS[0] else "not of the calibration"),
         ]
         sheets = [(name, video.sheet_uri(frames)) for name, frames in views]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from sparse_vdit.plan import SparsePlan
 from sparse_vdit.search import HeadErrors
 from sparse_vdit.search.cost import CostModel
 from sparse_vdit.search.hardware import Machine
-from sparse_vdit.search.select import paper_modes, select
+from sparse_vdit.search.select import select
 
 from .stock import Stock
 
@@ -34,9 +35,9 @@ class Request:
         step_ms: a whole step.
         max_error: weighted mean of relative errors.
         target_psnr: dB, by real generations.
-        remainder, weights, kinds, dense_above, max_layer_error, penalty, threshold: as in `search.select`.
+        remainder, weights, kinds, among, dense_above, max_layer_error, penalty, threshold: as in `search.select`.
         bins: edges of noise level, some of the recorded ones; None: as recorded.
-        mode_density: of the paper's modes, one width each.
+        mode_density: of the paper's modes, one width each, where `among` does not name them.
     """
 
     objective: str = "budget"
@@ -53,6 +54,7 @@ class Request:
     threshold: float | None = None
     bins: tuple[float, ...] | None = None
     mode_density: float = PAPER_DENSITY
+    among: tuple[int, ...] | None = None
 
     @property
     def has_dial(self) -> bool:
@@ -65,20 +67,34 @@ class Request:
         bins = self.bins
         return dict(errors) if bins is None else {name: part.rebinned(bins) for name, part in errors.items()}
 
-    def options(self, errors: Errors, stock: Stock | None) -> dict[str, Any]:
+    def options(self, stock: Stock | None) -> dict[str, Any]:
         """Arguments of `search.select`, dials apart."""
         found: dict[str, Any] = {
             "objective": self.objective,
             "dense_above": self.dense_above,
             "weights": self.weights,
             "kinds": self.kinds,
+            "among": self.among,
         }
         if stock is not None:
             found |= {"levels": stock.levels, "rest_ms": stock.rest_ms, "dense_ms": stock.attention_ms}
         if self.objective == "paper":
-            modes = paper_modes(next(iter(errors.values())).candidates, self.mode_density)
-            return found | {"penalty": self.penalty, "among": modes}
+            modes = {"mode_density": self.mode_density} if self.among is None else {}
+            return found | {"penalty": self.penalty} | modes
         return found | {"remainder": self.remainder, "max_layer_error": self.max_layer_error}
+
+    @property
+    def allowed(self) -> dict[str, Any]:
+        """Arguments of `front`: what may be chosen at all."""
+        return {"kinds": self.kinds, "among": self.among}
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """Arguments of `search.select` that make another plan under the same rule, dials and weights apart."""
+        found = {"objective": self.objective, "dense_above": self.dense_above, **self.allowed}
+        if self.objective == "paper":
+            return found | {"penalty": self.penalty}
+        return found | {"max_layer_error": self.max_layer_error}
 
     def choose(self, errors: Errors, cost: Costs, stock: Stock | None = None) -> SparsePlan:
         """The plan; without a dial that of `MAX_ERROR`, or of the paper's own threshold.
@@ -94,7 +110,7 @@ class Request:
         if self.target_psnr is not None:
             raise ValueError("plan: target_psnr is given, expected a model too: it takes real generations")
         binned = self.binned(errors)
-        options = self.options(binned, stock)
+        options = self.options(stock)
         asked = {"speedup": self.speedup, "step_ms": self.step_ms, "max_error": self.max_error}
         given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         if self.objective == "paper":
@@ -124,10 +140,30 @@ def request_of(plan: SparsePlan) -> Request:
     """How a plan was asked for, as far as its provenance says; what it does not say is as by default."""
     asked = plan.provenance.get("asked")
     asked = asked if isinstance(asked, dict) else {}
-    found = Request(bins=plan.transformers[plan.names[0]].bins)
+    found = replace(Request(bins=plan.transformers[plan.names[0]].bins), **_restrictions(asked))
     if asked.get("objective") == "paper":
         found = replace(found, objective="paper", remainder="none")
     elif asked.get("remainder") in ("fitted", "zero", "none"):
         found = replace(found, remainder=asked["remainder"])
     weights = plan.provenance.get("weights")
     return replace(found, weights=weights) if weights in ("relative", "mse", "sensitivity") else found
+
+
+def _restrictions(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan's note says of the options that it had; what is no such note is passed over."""
+    found: dict[str, Any] = {}
+    for name, kind in (("kinds", str), ("among", int)):
+        values = asked.get(name)
+        if isinstance(values, (list, tuple)) and all(type(value) is kind for value in values):
+            found[name] = tuple(values)
+    for name, most in (("dense_above", 1.0), ("max_layer_error", math.inf), ("mode_density", 1.0)):
+        if _is_number(asked.get(name)) and asked[name] <= most:
+            found[name] = asked[name]
+    inner = asked.get("found")
+    if isinstance(inner, dict) and _is_number(inner.get("penalty")):
+        found["penalty"] = inner["penalty"]
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0

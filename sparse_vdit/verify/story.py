@@ -5,6 +5,7 @@ Next: `sections.py`, `page.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,9 @@ from .folder import Folder
 from .heads import Picture, load_pictures
 from .judge import Verification
 from .request import Request, request_of
-from .transfer import Transfer, mean_error, planned_ms, transfer
+from .transfer import NoRivalError, Transfer, mean_error, planned_ms, transfer
+
+log = logging.getLogger(__name__)
 
 CURVE = 12  # points of the plan's front
 MAX_PANELS = 12
@@ -79,7 +82,13 @@ class Story:
     @cached_property
     def decisions(self) -> Decisions:
         """What could be chosen."""
-        return Decisions(self.errors, self.folder.cost, **self.options)
+        return Decisions(
+            self.errors,
+            self.folder.cost,
+            dense_above=self.request.dense_above,
+            **self.options,
+            **self.request.allowed,
+        )
 
     @cached_property
     def attention_ms(self) -> tuple[float, float]:
@@ -125,8 +134,12 @@ class Story:
             name: part if part.bins == self.errors[name].bins else _in_bins(part, self.errors[name])
             for name, part in others.items()
         }
-        options = dict(self.options) | {"dense_ms": self.dense_ms}
-        return transfer(self.errors, binned, self.folder.cost, self.plan, **options)
+        options = self.options | self.request.rule | {"dense_ms": self.dense_ms}
+        try:
+            return transfer(self.errors, binned, self.folder.cost, self.plan, **options)
+        except NoRivalError as error:
+            log.warning("report: the page has no transfer test: %s", error)
+            return None
 
     @cached_property
     def clips(self) -> Pairs:

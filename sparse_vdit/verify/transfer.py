@@ -57,6 +57,10 @@ class Transfer:
         )
 
 
+class NoRivalError(ValueError):
+    """On the other prompts, the rule of the plan has none that takes as little time."""
+
+
 def transfer(
     own: Mapping[str, HeadErrors],
     others: Mapping[str, HeadErrors],
@@ -71,11 +75,17 @@ def transfer(
         others: of other prompts, recorded with `stripes=` of the first.
         cost: prices.
         plan: the plan.
-        options: what the plan was selected with, dials apart: levels, dense_ms, remainder, weights, ...
+        options: what the plan was selected with, dials apart: levels, dense_ms, remainder, weights, kinds, ...
+
+    Raises:
+        NoRivalError: the rule does not reach the plan's time on the other prompts.
     """
     asked = {key: value for key, value in options.items() if key in ("levels", "weights", "remainder")}
     time_ms = planned_ms(Decisions(own, cost, **asked), plan, options.get("dense_ms"))
-    rival = select(others, cost, time_ms=time_ms * (1 + 1e-6), **options)
+    try:
+        rival = select(others, cost, time_ms=time_ms * (1 + 1e-6), **options)
+    except ValueError as error:
+        raise NoRivalError(f"transfer: {error}") from None
     pairs = []
     for name, part in plan.transformers.items():
         sparse = chosen_options(own[name], part) != 2 * own[name].candidates.full

@@ -18,11 +18,13 @@ from sparse_vdit.search.cost import CostModel
 from sparse_vdit.search.decisions import sparsity
 from sparse_vdit.search.front import Option, front
 from sparse_vdit.search.front import why as why_of_head
+from sparse_vdit.search.part import asked_of
 
 from .request import request_of
 from .transfer import chosen_options
 
 SHOWN_LOSSES = 6
+MARK = "this "
 
 
 def why(
@@ -65,7 +67,14 @@ def why(
     lines = []
     for number in range(bins) if bin_ is None else [bin_]:
         options = front(
-            found, cost[name], number, layer, head, weights=request.weights, remainder=request.remainder
+            found,
+            cost[name],
+            number,
+            layer,
+            head,
+            weights=request.weights,
+            remainder=request.remainder,
+            **request.allowed,
         )
         mine = int(chosen[number, layer, head])
         lines.append(
@@ -94,16 +103,16 @@ def _price(plan: SparsePlan) -> float | None:
 
 
 def _table(options: Sequence[Option], mine: int, every: bool) -> list[str]:
-    lines = [f"  {'':2}{'time ms':>9} {'error':>10} {'density':>8} {'worth per ms':>13}  option"]
+    lines = [f"  {'':5}{'time ms':>9} {'error':>10} {'density':>8} {'worth per ms':>13}  option"]
     for option in options:
         if not (every or option.is_on_hull or option.number == mine):
             continue
-        mark = "->" if option.number == mine else "  "
+        mark = MARK if option.number == mine else " " * len(MARK)
         error = "not allowed" if math.isnan(option.error) else f"{option.error:.3g}"
         worth = f"{option.price:.3g}" if option.is_on_hull and option.price > 0 else ""
         note = (
             ""
-            if option.is_on_hull
+            if option.is_on_hull or math.isnan(option.error)
             else "  (above the hull)"
             if option.is_worthwhile
             else "  (no cheaper than full)"
@@ -125,8 +134,9 @@ def _paper(errors: HeadErrors, plan: SparsePlan, bin_: int, layer: int, head: in
     asked = plan.provenance.get("asked")
     found = asked.get("found", {}) if isinstance(asked, dict) else {}
     penalty, threshold = float(found.get("penalty", 0.5)), float(found.get("threshold", math.inf))
-    candidates = errors.candidates
+    candidates, request = errors.candidates, request_of(plan)
     losses = errors.mean_square()[bin_, layer, head] + penalty * (1 - sparsity(candidates))
+    losses[~asked_of(candidates, request.among, request.kinds)] = np.nan
     losses[candidates.full] = np.nan
     rows = [n for n in np.argsort(losses)[:SHOWN_LOSSES].tolist() if np.isfinite(losses[n])]
     listed = ", ".join(f"{candidates.name(n)} {losses[n]:.4g}" for n in rows)

@@ -245,13 +245,25 @@ def test_a_broken_checkpoint_is_one_sentence(
     "arguments",
     [
         ["--seeds", "0"],
+        ["--seeds", "x"],
         ["--density", "1.5"],
+        ["--density", "x"],
+        ["--block", "0"],
         ["--steps", "x"],
         ["--speedup", "1"],
-        ["--speedup", "2", "--density", "0.3"],
     ],
 )
 def test_bad_arguments_are_refused(arguments: list[str], capsys) -> None:
+    """In one sentence: who, got, expected."""
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", *arguments])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {arguments[0]}: '{arguments[1]}' is given, expected a " in said
+
+
+def test_two_dials_are_refused(capsys) -> None:
+    arguments = ["--speedup", "2", "--density", "0.3"]
     with pytest.raises(SystemExit) as ended:
         main(["demo", *arguments])
     assert ended.value.code == 2

@@ -297,9 +297,11 @@ def test_explain_gives_the_front_and_the_reason(copy: Path, capsys) -> None:
     said(capsys, "plan", "--from", copy, "--max-error", "0.05")
     plan = SparsePlan.from_pretrained(copy)
     printed = said(capsys, "explain", "--from", copy, "--why", "1", "0", "--bin", "0")
-    assert printed.count("->") == 1
+    assert len(re.findall(r"^  this +\d", printed, re.MULTILINE)) == 1
     assert f"layer 1, head 0: {plan.sole.pattern(0, 1, 0).name}" in printed
-    times = [float(line[4:].split()[0]) for line in printed.splitlines() if re.match(r"  (->|  ) +\d", line)]
+    times = [
+        float(line[7:].split()[0]) for line in printed.splitlines() if re.match(r"  (this|    ) +\d", line)
+    ]
     assert times == sorted(times)
     assert len(times) > 2
     every = said(capsys, "explain", "--from", copy, "--why", "1", "0", "--bin", "0", "--every")

@@ -13,10 +13,11 @@ from sparse_vdit.search import Candidates, HeadErrors
 from sparse_vdit.search.cost import CostModel
 from sparse_vdit.search.hardware import NAMES, Hardware
 from sparse_vdit.search.probe import BETAS
-from sparse_vdit.search.select import select
+from sparse_vdit.search.select import front, paper_modes, select
 from sparse_vdit.verify import chosen_options, errors_of, transfer
 from sparse_vdit.verify.request import MAX_ERROR, Request, request_of
-from sparse_vdit.verify.transfer import mean_error
+from sparse_vdit.verify.transfer import NoRivalError, mean_error
+from sparse_vdit.verify.why import why
 
 GEOMETRY = Geometry(frames=4, height=8, width=8, prefix=8, block_q=32, block_k=32)
 MODEL = ModelIdentity("CogVideoXTransformer3DModel", layers=3, heads=4, head_dim=16)
@@ -160,3 +161,57 @@ def test_request_is_read_back_from_a_plan() -> None:
         Request(speedup=2.0).choose(errors, cost())
     hostile = SparsePlan(plan.transformers, {"asked": {"remainder": ["x"], "objective": 3}, "weights": {}})
     assert request_of(hostile).remainder == "fitted"
+
+
+def test_restrictions_are_read_back_from_a_plan() -> None:
+    errors = {"transformer": recording(7)}
+    given = {"kinds": ("diagonal", "skip"), "among": (1, 2, 3), "dense_above": 0.8, "max_layer_error": 0.5}
+    plan = Request(max_error=0.1, **given).choose(errors, cost())
+    found = request_of(SparsePlan.from_json(plan.to_json()))
+    assert {name: getattr(found, name) for name in given} == given
+    paper = Request(objective="paper", threshold=0.9, mode_density=0.5, penalty=0.2).choose(errors, cost())
+    found = request_of(paper)
+    assert (found.mode_density, found.penalty) == (0.5, 0.2)
+    assert found.among == paper_modes(CANDIDATES, 0.5)
+    strange = {"kinds": [3], "among": [True], "dense_above": "x", "max_layer_error": -1, "found": 3}
+    hostile = request_of(SparsePlan(plan.transformers, {"asked": strange}))
+    assert hostile.rule == Request().rule
+    with pytest.raises(ValueError, match=r"mode_density is 0\.5, expected it with the objective paper"):
+        select(errors, cost(), max_error=0.1, mode_density=0.5)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(max_error=0.3, kinds=("diagonal",), dense_above=0.6),
+        Request(objective="paper", penalty=0.01, threshold=9.0),
+    ],
+)
+def test_the_rival_plan_is_under_the_same_rule(request_: Request) -> None:
+    """On the plan's own prompts it is the plan again; without the restrictions it is another."""
+    own = {"transformer": recording(4)}
+    plan = request_.choose(own, cost())
+    rule = request_of(plan).rule
+    same = transfer(own, own, cost(), plan, levels=LEVELS, **rule)
+    free = transfer(own, own, cost(), plan, levels=LEVELS)
+    assert free.same_family < same.same_family == 1
+    assert same.regret == pytest.approx(0, abs=0.02)
+    with pytest.raises(NoRivalError, match="transfer: select: "):
+        transfer(own, own, cost(), plan, levels=LEVELS, **(rule | {"kinds": ("full",), "dense_above": None}))
+
+
+def test_forbidden_options_are_not_on_the_front() -> None:
+    errors, prices = {"transformer": recording(4)}, cost()
+    plan = Request(max_error=0.1, kinds=("diagonal",)).choose(errors, prices)
+    listed = front(errors["transformer"], prices["transformer"], 0, 1, 2, **request_of(plan).allowed)
+    of_candidates = [pattern.kind for pattern in CANDIDATES.patterns] + ["mass", "mass"]
+    kinds = {option.number: of_candidates[option.number // 2] for option in listed}
+    assert {kinds[option.number] for option in listed if option.is_on_hull} <= {"diagonal", "full"}
+    assert {kinds[option.number] for option in listed if not np.isnan(option.error)} == {"diagonal", "full"}
+    said = why(errors, prices, plan, 1, 2, every=True)
+    assert "not allowed" in said
+    assert "->" not in said
+    paper = Request(objective="paper", threshold=9.0).choose(errors, prices)
+    losses = next(line for line in why(errors, prices, paper, 1, 2, bin_=0).splitlines() if "L = MSE" in line)
+    assert "mass" not in losses
+    assert losses.count(",") == len(paper_modes(CANDIDATES, 0.25)) - 1
