@@ -154,7 +154,7 @@ def _plan(results: Results, found: dict[str, Any]) -> page.Section:
             f"their milliseconds are worth elsewhere. {families} (by the pattern a head has at most noise levels)."
         ],
         figure=figures.plan_picture(kinds, densities, titles),
-        caption="Numbers are densities. Blocks that are not computed take part through their means.",
+        caption="Numbers are densities. Where a head has a remainder, blocks that are not computed take part through their means.",
     )
 
 
@@ -177,7 +177,7 @@ def _search(results: Results, found: dict[str, Any]) -> page.Section:
             f"of {search['mean_error']:.3g} is expected.",
             f"That took {search['seconds_in_all']:.0f} s, as long as {search['dense_generations']:.1f} dense "
             f"videos: {took['video']:.0f} s for the watched one, with gradients that say how much each head "
-            f"matters and {took['probes']:.1f} s for the options; {took['choice']:.1f} s for the choice.",
+            f"matters and {took['probes']:.1f} s for the options; {1e3 * took['choice']:.0f} ms for the choice.",
         ],
         figure=search_figures.head_fronts([picture for picture, _ in pictures], columns=len(pictures)),
         caption=(
@@ -271,6 +271,6 @@ def standing_notes(steps: int) -> list[str]:
         f"The first {dense_steps(steps)} of {steps} steps are dense in all sparse runs, controls included.",
         "PSNR says whether the same sample was drawn, and flatters blur: hence SSIM and the held-out loss.",
         "All metrics are measured on decoded tensors, never on compressed files.",
-        "The model is small and was trained briefly: it draws a body of the named colour on the named ground; shape "
-        "and motion follow the prompt loosely, and of two bodies one is often missing.",
+        "The model is small and was trained briefly: it draws a body of the named colour on the named ground, "
+        "without its shape and seldom with its motion; the prompts here are of one body, which it does best.",
     ]

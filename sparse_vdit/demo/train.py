@@ -1,7 +1,8 @@
 """Trains the embedded model: `python sparse_vdit/demo/train.py --out DIR --minutes 60 --data DATA`.
 
-Half of the clips are drawn scenes, half come from `clips`. The grid grows with time, the rate is constant
-and then falls on a cosine, everything goes by wall clock. A killed run goes on at its last checkpoint.
+A share of the clips (`--drawn`, half by default) are drawn scenes, the rest comes from `clips`. The grid grows with
+time, the rate is constant and then falls on a cosine, everything goes by wall clock. A killed run goes on at its last
+checkpoint.
 """
 
 from __future__ import annotations
