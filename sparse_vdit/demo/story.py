@@ -154,7 +154,8 @@ def _plan(results: Results, found: dict[str, Any]) -> page.Section:
             f"their milliseconds are worth elsewhere. {families} (by the pattern a head has at most noise levels)."
         ],
         figure=figures.plan_picture(kinds, densities, titles),
-        caption="Numbers are densities. Where a head has a remainder, blocks that are not computed take part through their means.",
+        caption="Numbers are densities. Where a head has a remainder, blocks that are not computed take part through "
+        "their means.",
     )
 
 
