@@ -237,13 +237,24 @@ def _say(args: argparse.Namespace, what: str) -> None:
 def stock_of(
     args: argparse.Namespace, source: Source, sample: Sample, settings: Mapping[str, Any], *, writes: bool
 ) -> Stock:
-    """The dense step: as an earlier call of this search measured it, or by running four steps."""
+    """The dense step: as an earlier call of this search measured it, or by running four steps.
+
+    Raises:
+        ValueError: the folder's is of other weights, and may not be overwritten.
+    """
+    from ..search.weights import weights_of
     from ..verify import Stock, try_out
 
     noted = {**settings, "steps": source.steps}
     if (args.out / "stock.json").exists():
         found = Stock.load(args.out)
-        if found.settings == noted:
+        same = found.weights == weights_of(source.pipe)
+        if found.weights is not None and not same and not args.overwrite:
+            raise ValueError(
+                f"search: {str(args.out)!r} was measured on other weights than those of {args.model!r}, "
+                "expected another --out or --overwrite"
+            )
+        if found.settings == noted and same:
             return found
     _say(args, "search: running four dense steps to see layout and times")
     found = try_out(source, sample, noted)
@@ -322,7 +333,7 @@ def record_all(
     recorder = recorder_of(args, source, candidates, first)
     which = "calibration" if first is None else "other"
     if ranks.rank == 0:
-        estimate = recorder.estimate(stock.steps, len(samples), stock.batch)
+        estimate = recorder.estimate(stock.steps, len(samples), stock.batch, stock.step_ms / 1e3)
         generations = stock.step_ms * stock.steps * len(samples) / 1e3
         print(
             f"{len(samples)} {which} prompts: about {generations:.0f} s of generations; {estimate}",

@@ -26,7 +26,8 @@ class Estimate:
         memory_bytes: arrays of the recorder; what gradients need is the model's and not counted.
         journal_bytes: of one prompt, deleted when it is done.
         file_bytes: of the finished errors file; as much again per prompt until the end.
-        seconds: of all the probing, from one timed trial.
+        seconds: of all the probing, from one timed trial, and of the gradients, where a step's time was given.
+        gradient_steps: steps of the model that the gradients of `power` are worth.
     """
 
     options: int
@@ -35,12 +36,14 @@ class Estimate:
     journal_bytes: int
     file_bytes: int
     seconds: float
+    gradient_steps: int = 0
 
     def __str__(self) -> str:
+        gradients = f" (gradients: {self.gradient_steps} steps of the model)" if self.gradient_steps else ""
         return (
-            f"{self.options} options per head, {self.calls} measured calls: about {_duration(self.seconds)} besides "
-            f"the generations, {_size(self.memory_bytes)} of memory, {_size(self.file_bytes)} per prompt and for "
-            f"the result on disk, {_size(self.journal_bytes)} of journal"
+            f"{self.options} options per head, {self.calls} measured calls: about {_duration(self.seconds)}{gradients} "
+            f"besides the generations, {_size(self.memory_bytes)} of memory, {_size(self.file_bytes)} per prompt "
+            f"and for the result on disk, {_size(self.journal_bytes)} of journal"
         )
 
 
@@ -52,8 +55,17 @@ def estimated(
     steps: int,
     prompts: int,
     branches: int,
+    gradients: int = 0,
+    step_seconds: float = 0.0,
 ) -> Estimate:
-    """As described at `Estimate`; `steps` counts the measured ones of one generation."""
+    """As described at `Estimate`.
+
+    Args:
+        models, candidates, bins, rows, prompts, branches: as the recorder has them.
+        steps: the measured ones of one generation.
+        gradients: steps of the model that all gradients are worth.
+        step_seconds: of a dense step of the model; 0: not known, gradients then add no seconds.
+    """
     file_bytes = sum(_bytes(model, candidates, bins) for model in models.values())
     step_bytes = max(_bytes(model, candidates, 1) for model in models.values())
     layers = max(model.layers for model in models.values())
@@ -65,7 +77,8 @@ def estimated(
         memory_bytes=4 * file_bytes + 3 * step_bytes + prompts * file_bytes,
         journal_bytes=steps * step_bytes,
         file_bytes=file_bytes,
-        seconds=calls * _seconds_per_call(first, candidates, rows),
+        seconds=calls * _seconds_per_call(first, candidates, rows) + gradients * step_seconds,
+        gradient_steps=gradients,
     )
 
 

@@ -122,6 +122,9 @@ class HeadErrors:
         for name in ("plain", "curve"):
             if (getattr(self, name) < 0).any():
                 raise ValueError(f"errors: {name} holds a negative number, expected sums of squares")
+        for name in ("calls", "probes"):
+            if (getattr(self, name) < 0).any():
+                raise ValueError(f"errors: {name} holds a negative number, expected counts")
         if (self.stripes >= self.candidates.geometry.key_blocks).any() or (self.stripes < -1).any():
             raise ValueError(
                 f"errors: stripes holds block {self.stripes.max(initial=0)}, "

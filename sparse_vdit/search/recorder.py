@@ -158,18 +158,24 @@ class Recorder:
         """ "dense" or "choice"."""
         return FOLLOW[self.choosing is not None]
 
-    def estimate(self, steps: int, prompts: int = 1, branches: int = 1) -> Estimate:
+    def estimate(
+        self, steps: int, prompts: int = 1, branches: int = 1, step_seconds: float = 0.0
+    ) -> Estimate:
         """Memory, disk and time of the measuring, beforehand; a short trial on random numbers is timed.
 
         Args:
             steps: denoising steps of a generation.
             prompts: generations.
             branches: samples per step (2 with guidance).
+            step_seconds: of a dense step, which gradients are priced by; 0: they are counted, not priced.
         """
         heard = steps if self.listen is None else min(steps, self.listen * (len(self.bins) - 1))
+        powered = min(prompts, self.power_prompts) * min(len(self.bins) - 1, heard)
+        gradients = powered * (1 + 2 * self.power) if self.power else 0  # backward costs two forwards
         return estimated(
-            self.models, self.candidates, len(self.bins) - 1, self.rows, heard, prompts, branches
-        )
+            self.models, self.candidates, len(self.bins) - 1, self.rows, heard, prompts, branches,
+            gradients, step_seconds,
+        )  # fmt: skip
 
     @contextmanager
     def prompt(

@@ -38,6 +38,7 @@ from .head_errors import HeadErrors, total
 from .journal import Journal
 from .recorder import Recorder
 from .step import Step
+from .weights import weights_of
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +99,14 @@ def record(
         The errors by transformer, bins that no step fell into joined to others; empty on ranks other than 0.
 
     Raises:
-        ValueError: no samples; `out` or its parts belong to another search (naming what differs).
+        ValueError: no samples; `out` or its parts belong to another search (naming what differs), or were
+            measured on other weights (`weights.py`).
     """
     listed = [sample if isinstance(sample, Sample) else Sample(sample) for sample in samples]
     if not 1 <= len(listed) <= MAX_SAMPLES:
         raise ValueError(f"record: there are {len(listed)} samples, expected 1..{MAX_SAMPLES}")
     ranks = ranks if ranks is not None else Ranks.from_environment()
-    search = _Search(Path(out), listed, recorder, dict(settings or {}), ranks)
+    search = _Search(Path(out), listed, recorder, dict(settings or {}), ranks, weights_of(pipe))
     mine = ranks.mine(len(listed))
     if search.finished(overwrite):
         return load(out) if ranks.rank == 0 else {}
@@ -132,7 +134,13 @@ class _Search:
     """The files of one search, and its prompts one by one."""
 
     def __init__(
-        self, out: Path, samples: list[Sample], recorder: Recorder, settings: dict[str, Any], ranks: Ranks
+        self,
+        out: Path,
+        samples: list[Sample],
+        recorder: Recorder,
+        settings: dict[str, Any],
+        ranks: Ranks,
+        weights: Mapping[str, str],
     ) -> None:
         self.out, self.samples, self.recorder, self.settings, self.ranks = (
             out,
@@ -145,12 +153,13 @@ class _Search:
         self.identity: Json = recorder.describe() | {
             "samples": [[sample.prompt, sample.seed] for sample in samples],
             "settings": {str(name): _described(value) for name, value in settings.items()},
+            "weights": dict(weights),
         }
         self.hash = hashlib.sha256(canonical(self.identity)).hexdigest()
         checked_provenance(self._provenance(samples))  # too many prompts are refused now, not at the end
 
     def _provenance(self, samples: Sequence[Sample]) -> Json:
-        about = {key: self.identity[key] for key in ("follow", "choosing", "listen", "settings")}
+        about = {key: self.identity[key] for key in ("follow", "choosing", "listen", "settings", "weights")}
         listed = [{"prompt": sample.prompt, "seed": sample.seed} for sample in samples]
         return {"made_by": "search.record", "search": self.hash, "samples": listed} | about
 
@@ -171,8 +180,13 @@ class _Search:
         """
         done = False
         if self.ranks.rank == 0 and self.out.exists() and not overwrite:
-            stated = next(iter(load(self.out).values())).provenance.get("search")
-            if stated != self.hash:
+            stated = next(iter(load(self.out).values())).provenance
+            if stated.get("search") != self.hash:
+                if stated.get("weights") != self.identity["weights"]:
+                    raise ValueError(
+                        f"record: {str(self.out)!r} was measured on other weights, expected those of the given "
+                        "pipeline, another name or overwrite=True"
+                    )
                 raise ValueError(
                     f"record: {str(self.out)!r} is of another search, expected another name or overwrite=True"
                 )
@@ -200,6 +214,11 @@ class _Search:
             found = parse(read_bytes(known))
         except PlanError as error:
             raise ValueError(f"record: {str(known)!r} cannot be read ({error}), expected a search") from None
+        if found.get("weights") != self.identity["weights"]:
+            raise ValueError(
+                f"record: the interrupted search in {str(self.folder)!r} was measured on other weights, expected "
+                "those of the given pipeline; go on with its model, or remove the folder"
+            )
         for name in sorted(found.keys() | self.identity.keys()):
             if found.get(name) != self.identity.get(name):
                 raise ValueError(

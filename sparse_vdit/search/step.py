@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_vdit.geometry import integer, shown
 from sparse_vdit.plan.file import canonical
 from sparse_vdit.plan.identity import ModelIdentity
 
@@ -21,6 +22,7 @@ from .head_errors import DTYPES, array_shapes
 from .probe import ProbeResult
 
 Doubles = NDArray[np.float64]
+MAX_NUMBER = 2**31 - 1  # of a step, a bin, calls of a layer
 
 
 def seed_of(*numbers: int) -> int:
@@ -102,7 +104,7 @@ class Step:
     def from_bytes(
         cls, data: bytes, models: Mapping[str, ModelIdentity], candidates: Candidates, bins: int
     ) -> Step:
-        """The inverse of `to_bytes`; a record of other shapes is refused."""
+        """The inverse of `to_bytes`; a record of other names, shapes, types or values is refused in one sentence."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -110,16 +112,31 @@ class Step:
             length = int.from_bytes(data[:8], "little")
             about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["about"])
             tensors = load(data)
-            step = cls(int(about["step"]), int(about["bin"]), models, candidates)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            number, bin_ = (integer("journal", name, about[name], 0, MAX_NUMBER) for name in ("step", "bin"))
+            probes = {str(n): integer("journal", "probes", p, 1, 1024) for n, p in about["probes"].items()}
+            step = cls(number, bin_, models, candidates)
+        except (
+            SafetensorError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ValueError(
                 f"journal: a record cannot be read ({str(error)[:80]}), expected a step"
             ) from None
         if not 0 <= step.bin < bins:
             raise ValueError(f"journal: a record is of bin {step.bin}, expected 0..{bins - 1}")
+        for name in sorted({key.partition("/")[0] for key in tensors} | probes.keys()):
+            needed = ("plain", "curve", "energy", "calls", "stripes", *(["power"] if name in probes else []))
+            for what in needed:
+                if f"{name}/{what}" not in tensors:
+                    raise ValueError(f"journal: a record is without {shown(f'{name}/{what}')}, expected it")
         for key, array in tensors.items():
             name, _, what = key.partition("/")
-            step._set(name, what, array, about["probes"], candidates)
+            step._set(name, what, array, probes, candidates)
         step.choice = {name: array for name, array in step.choice.items() if f"{name}/choice" in tensors}
         return step
 
@@ -128,15 +145,33 @@ class Step:
     ) -> None:
         model = self._models.get(name)
         shapes = {} if model is None else array_shapes(model, candidates, 1)
+        shapes.pop("probes", None)
         wanted = shapes.get("energy" if what == "choice" else what, (1, -1))[1:]
         if array.shape != wanted:
             raise ValueError(f"journal: {name}/{what} has shape {array.shape}, expected {wanted}")
+        dtype = np.dtype(DTYPES.get("stripes" if what == "choice" else what, np.void))
+        if array.dtype != dtype:
+            raise ValueError(f"journal: {name}/{what} is {array.dtype}, expected {dtype}")
+        if what == "power" and name not in probes:
+            raise ValueError(f"journal: {name}/power is without its probes, expected a number of them")
+        low, high = _range(what, candidates)
+        if ((array < low) | (array > high)).any():
+            raise ValueError(f"journal: {name}/{what} holds a number outside {low}..{high}, expected none")
         if what in ("stripes", "choice"):
             getattr(self, what)[name] = array
         elif what == "power":
-            self.power[name] = (array, int(probes[name]))
+            self.power[name] = (array, probes[name])
         else:
             self.sums[name][what] = array
+
+
+def _range(what: str, candidates: Candidates) -> tuple[float, float]:
+    """Least and greatest number of an array; sums of squares may be infinite, and NaN where an output was."""
+    if what == "stripes":
+        return -1, candidates.geometry.key_blocks - 1
+    if what == "choice":
+        return -1, len(candidates.patterns) - 1
+    return 0, MAX_NUMBER if what == "calls" else np.inf
 
 
 class StepSums:

@@ -81,14 +81,23 @@ class Verification:
             raise ValueError(
                 f"verification: the groups are {shown(list(self.groups))}, expected some of {', '.join(GROUPS)}"
             )
+        for group, listed in self.groups.items():
+            if not listed:
+                raise ValueError(f"verification: group {group} has 0 samples, expected at least one")
         for name in ("noise", "dense_ms", "plan_ms"):
             numbers = [_number(name, value) for value in getattr(self, name)]
             if not 1 <= len(numbers) <= MAX_STEPS or len(numbers) != len(self.noise):
                 raise ValueError(f"verification: {name} has {len(numbers)} steps, expected {len(self.noise)}")
+            if name == "plan_ms" and min(numbers) <= 0:
+                raise ValueError(f"verification: plan_ms is {min(numbers)}, expected numbers above 0")
         for judged in self.all:
             for name, value in vars(judged).items():
                 if name.endswith("ms") or name == "ssim" or (name.startswith("psnr") and value is not None):
                     _number(name, value)
+            if judged.plan_ms <= 0:
+                raise ValueError(
+                    f"verification: plan_ms of a sample is {judged.plan_ms}, expected a number above 0"
+                )
 
     @property
     def all(self) -> tuple[Judged, ...]:

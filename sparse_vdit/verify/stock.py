@@ -26,6 +26,7 @@ from sparse_vdit.plan.transformer import checked_name
 from sparse_vdit.search import Sample
 from sparse_vdit.search.cost import CostModel, StepTimer
 from sparse_vdit.search.schedule import schedule_of
+from sparse_vdit.search.weights import weights_of
 
 from .source import DTYPES, Source
 
@@ -50,6 +51,7 @@ class Stock:
         rest_ms: the step without it.
         settings: what it was measured with.
         dense_ratio: the host's attention over our own full kernel on the same tensors, in turns; None: not measured.
+        weights: `search.weights.weights_hash` by transformer; None: not noted, as in older files.
 
     Raises:
         ValueError: `stock: attention_ms is nan, expected a finite number above 0`.
@@ -63,6 +65,7 @@ class Stock:
     rest_ms: float
     settings: Json = field(default_factory=dict)
     dense_ratio: float | None = None
+    weights: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -86,6 +89,8 @@ class Stock:
             raise TypeError(f"stock: dense_ratio is {type(ratio).__name__}, expected a number or null")
         if ratio is not None and not (math.isfinite(ratio) and ratio > 0):
             raise ValueError(f"stock: dense_ratio is {ratio}, expected a finite number above 0")
+        if self.weights is not None:
+            put(self, "weights", _weights(self.weights))
 
     @property
     def step_ms(self) -> float:
@@ -158,13 +163,15 @@ class Stock:
             "rest_ms": self.rest_ms,
             "settings": self.settings,
             "dense_ratio": self.dense_ratio,
+            "weights": None if self.weights is None else dict(self.weights),
         }
 
     @classmethod
     def from_json(cls, value: Any) -> Stock:
         """The inverse of `to_json`; every field is checked."""
-        names = ("format", "format_version", *cls.__dataclass_fields__)
-        fields = closed("stock", value, names)
+        names = [name for name in cls.__dataclass_fields__ if name != "weights"]
+        required = ("format", "format_version", *names)
+        fields: Json = {"weights": None, **closed("stock", value, required, ("weights",))}
         for name, expected in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
             if isinstance(fields[name], bool) or fields[name] != expected:
                 raise ValueError(f"stock: {name} is {shown(fields[name])}, expected {expected!r}")
@@ -193,6 +200,14 @@ class Stock:
             ) from None
         except PlanError as error:
             raise ValueError(f"stock: {str(error).removeprefix('plan: ')}") from None
+
+
+def _weights(given: Any) -> dict[str, str]:
+    if not isinstance(given, Mapping) or not all(
+        isinstance(text, str) and len(text) == 64 for text in given.values()
+    ):
+        raise ValueError(f"stock: weights is {shown(given)}, expected a SHA-256 by transformer")
+    return {checked_name(name): text for name, text in given.items()}
 
 
 def _levels(name: str, listed: Any) -> tuple[float, ...]:
@@ -280,6 +295,7 @@ def try_out(source: Source, sample: Sample, settings: Mapping[str, Any] | None =
         rest_ms=trial.timer.rest_ms,
         settings=dict(settings or {}),
         dense_ratio=trial.ratio,
+        weights=weights_of(source.pipe),
     )
 
 

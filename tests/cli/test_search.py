@@ -26,7 +26,8 @@ from kit import saved  # noqa: E402
 from sparse_vdit import SparsePlan  # noqa: E402
 from sparse_vdit.cli import main, search  # noqa: E402
 from sparse_vdit.search import Candidates, errors_file  # noqa: E402
-from sparse_vdit.verify import Stock, Verification  # noqa: E402
+from sparse_vdit.search.weights import weights_of  # noqa: E402
+from sparse_vdit.verify import Stock, Verification, open_pipeline  # noqa: E402
 from sparse_vdit.verify.folder import Folder  # noqa: E402
 from sparse_vdit.verify.transfer import mean_error  # noqa: E402
 
@@ -45,7 +46,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stock() -> Stock:
+def stock(inputs: Path) -> Stock:
     """What `try_out` finds, but for the times."""
     layout = {"frames": 3, "height": 4, "width": 4, "prefix": 8, "suffix": 0}
     settings = {
@@ -57,7 +58,8 @@ def stock() -> Stock:
         "steps": 4,
     }
     levels = {"transformer": (0.999, 0.749, 0.499, 0.249)}
-    return Stock(layout, 2, "float32", levels, attention_ms=10.0, rest_ms=10.0, settings=settings)
+    weights = weights_of(open_pipeline(str(inputs / "model"), dtype="float32"))
+    return Stock(layout, 2, "float32", levels, 10.0, 10.0, settings=settings, weights=weights)
 
 
 def command(inputs: Path, out: Path, *more: str) -> list[str]:
@@ -73,7 +75,7 @@ def command(inputs: Path, out: Path, *more: str) -> list[str]:
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A whole search with verification and transfer test, and what it printed."""
     out = tmp_path_factory.mktemp("search") / "out"
-    stock().save(out)  # times made up, so that nothing hangs on the machine
+    stock(inputs).save(out)  # times made up, so that nothing hangs on the machine
     arguments = command(
         inputs, out, "--others", str(inputs / "b.txt"), "--verify", "1", "--max-error", "0.05"
     )
@@ -109,7 +111,7 @@ def refused(capsys: Any, *arguments: str | Path) -> str:
     return lines[0]
 
 
-def test_all_files_are_there_and_say_the_same(finished: tuple[Path, str]) -> None:
+def test_all_files_are_there_and_say_the_same(finished: tuple[Path, str], inputs: Path) -> None:
     out, printed = finished
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     videos = {
@@ -120,8 +122,10 @@ def test_all_files_are_there_and_say_the_same(finished: tuple[Path, str]) -> Non
     expected |= {f"{name}.json" for name in ("plan", "stock", "candidates", "verification")}
     assert {name for name in names if not name.startswith("figures/")} == expected
     plan = SparsePlan.from_pretrained(out)
-    assert Stock.load(out) == stock()
-    assert plan.geometry == stock().geometry(16, 16) == Candidates.load(out / "candidates.json").geometry
+    assert Stock.load(out) == stock(inputs)
+    assert (
+        plan.geometry == stock(inputs).geometry(16, 16) == Candidates.load(out / "candidates.json").geometry
+    )
     assert plan.provenance["asked"]["max_error"] == 0.05
     assert 0 < plan.density() < 1
     found = Verification.load(out)
@@ -178,6 +182,16 @@ def test_another_search_in_the_same_folder_is_refused(inputs: Path, copy: Path, 
     assert SparsePlan.from_pretrained(copy) is not None
 
 
+def test_another_model_in_the_same_folder_is_refused(inputs: Path, copy: Path, capsys) -> None:
+    """The same settings, the same sizes, but the weights of another training."""
+    other = replace(Stock.load(copy), weights={"transformer": "0" * 64})
+    other.save(copy)
+    error = refused(capsys, *command(inputs, copy))
+    assert f"search: {str(copy)!r} was measured on other weights than those of" in error
+    assert "expected another --out or --overwrite" in error
+    assert Stock.load(copy) == other
+
+
 def test_an_interrupted_search_goes_on_to_the_same_bytes(
     finished: tuple[Path, str], inputs: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -204,7 +218,7 @@ def test_an_interrupted_search_goes_on_to_the_same_bytes(
     assert (out / "errors.safetensors").read_bytes() == (finished[0] / "errors.safetensors").read_bytes()
     assert not (out / "errors.safetensors.parts").exists()
     found = Stock.load(out)
-    assert replace(found, attention_ms=10.0, rest_ms=10.0, dense_ratio=None) == stock()
+    assert replace(found, attention_ms=10.0, rest_ms=10.0, dense_ratio=None) == stock(inputs)
 
 
 def test_target_psnr_is_met_by_real_generations(inputs: Path, copy: Path, capsys) -> None:

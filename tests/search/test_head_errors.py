@@ -196,6 +196,8 @@ def test_arrays_that_are_refused(rng: np.random.Generator) -> None:
     refused("errors: stripes holds block 9, expected -1..8", stripes=np.full((3, 2, 3, 3), 9, np.int32))
     refused("errors: measure is 'psnr', expected one of relative, projected", measure="psnr")
     refused("errors: rows is 0, expected 1..", rows=0)
+    refused("errors: calls holds a negative number, expected counts", calls=np.full((3, 2), -1))
+    refused("errors: probes holds a negative number, expected counts", probes=np.array([1, -1, 0]))
 
 
 def test_the_file_comes_back(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -402,9 +402,18 @@ def test_the_estimate_is_what_comes_to_be(tmp_path: Path) -> None:
     assert estimate.options == 7 + 5
     assert estimate.seconds > 0
     assert re.match(
-        r"12 options per head, 16 measured calls: about \d+ s besides the generations, \d+ KB of memory",
+        r"12 options per head, 16 measured calls: about \d+ s \(gradients: 6 steps of the model\) "
+        r"besides the generations, \d+ KB of memory",
         str(estimate),
     )
+    assert estimate.gradient_steps == 3 * 2, "one prompt of two; two steps reach two of three bins"
+    assert recorder.estimate(50, prompts=2).gradient_steps == 3 * 3
+    both = Recorder(models_of(small.pipe), candidates_of(small), BINS, rows=8, power=2, power_prompts=5)
+    assert both.estimate(50, prompts=2).gradient_steps == 2 * 3 * (1 + 2 * 2), "a graph, two ways back"
+    slow = recorder.estimate(small.steps, prompts=2, branches=2, step_seconds=1000.0)
+    assert slow.seconds - 6000.0 == pytest.approx(estimate.seconds, abs=60.0)
+    none = Recorder(models_of(small.pipe), candidates_of(small), BINS, rows=8)
+    assert none.estimate(small.steps, step_seconds=1000.0).gradient_steps == 0
     errors = recorded(small, tmp_path / "e.safetensors", rows=8)["transformer"]
     assert errors.nbytes * 3 / 2 == pytest.approx(estimate.file_bytes), "of three bins one stayed empty"
     assert recorder.estimate(50).calls == 2 * 50

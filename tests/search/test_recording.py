@@ -23,6 +23,7 @@ from kit.stock import geometry_of  # noqa: E402
 import sparse_vdit  # noqa: E402
 from sparse_vdit import Pattern  # noqa: E402
 from sparse_vdit.search import Candidates, HeadErrors, Recorder, Sample, models_of, record  # noqa: E402
+from sparse_vdit.search.weights import weights_of  # noqa: E402
 
 from sparse_vdit.search import errors_file, recording  # noqa: E402  isort: skip
 from sparse_vdit.search import journal as journal_module  # noqa: E402
@@ -225,6 +226,28 @@ def test_another_search_in_the_way(
     with pytest.raises(ValueError, match=sentence):
         search(out, small, **change)
     assert sorted(path.name for path in (tmp_path / "errors.safetensors.parts").iterdir()) == before
+
+
+@pytest.mark.parametrize("change", ["values", "dtype"])
+def test_other_weights_are_not_mixed_in(change: str, tmp_path: Path) -> None:
+    """Neither into a finished file nor into an interrupted search; the file notes whose they are."""
+    model = tiny.wan(2, layers=1)
+    out, cut = tmp_path / "errors.safetensors", tmp_path / "cut.safetensors"
+    found = search(out, model, power=0, samples=SAMPLES[:1])
+    before = weights_of(model.pipe)
+    assert found["transformer_2"].provenance["weights"] == before
+    with pytest.raises(KeyboardInterrupt):
+        search(cut, InterruptedTiny(model), power=0, samples=SAMPLES[:1])
+    if change == "values":
+        with torch.no_grad():
+            next(model.pipe.transformer_2.parameters()).mul_(1.5)
+    else:
+        model.pipe.transformer_2.to(torch.bfloat16)
+    assert weights_of(model.pipe)["transformer"] == before["transformer"]
+    with pytest.raises(ValueError, match=r"errors.safetensors' was measured on other weights, expected"):
+        search(out, model, power=0, samples=SAMPLES[:1])
+    with pytest.raises(ValueError, match=r"the interrupted search in .* was measured on other weights, expe"):
+        search(cut, model, power=0, samples=SAMPLES[:1])
 
 
 class InterruptedTiny:

@@ -143,11 +143,16 @@ def test_refusals() -> None:
         stock_source(made.pipe, steps=1, settings={"colour": 1})
 
 
+JUDGED = {
+    "prompt": "a", "seed": 1, "dense_ms": 2.0, "plan_ms": 1.0, "psnr_db": None,
+    "psnr_worst_frame_db": None, "ssim": 1.0,
+}  # fmt: skip
+
+
 def verification(**changed: Any) -> Verification:
-    judged = {"prompt": "a", "seed": 1, "dense_ms": 2.0, "plan_ms": 1.0, "psnr_db": None}
     document = {
         "format": "sparse_vdit.verification", "format_version": 1, "plan_hash": "0" * 64, "noise": [1.0, 0.5],
-        "groups": {"calibration": [judged | {"psnr_worst_frame_db": None, "ssim": 1.0}]},
+        "groups": {"calibration": [JUDGED]},
         "dense_ms": [2.0, 2.0], "plan_ms": [1.0, 1.0],
     }  # fmt: skip
     return Verification.from_json(document | changed)
@@ -165,6 +170,13 @@ def test_file_and_back(tmp_path: Path) -> None:
         ({"plan_hash": 7}, "plan_hash is 7"),
         ({"groups": {}}, "the groups are"),
         ({"groups": {"mine": []}}, "the groups are"),
+        ({"groups": {"calibration": []}}, "group calibration has 0 samples, expected at least one"),
+        ({"plan_ms": [1.0, 0.0]}, "plan_ms is 0.0, expected numbers above 0"),
+        ({"plan_ms": [-1.0, 1.0]}, "plan_ms is -1.0, expected numbers above 0"),
+        (
+            {"groups": {"calibration": [JUDGED | {"plan_ms": 0}]}},
+            "plan_ms of a sample is 0, expected a number",
+        ),
         ({"groups": {"calibration": [{}]}}, "verification"),
         ({"groups": {"calibration": 3}}, "groups is no object of lists"),
         ({"noise": [1.0]}, "dense_ms has 2 steps, expected 1"),

@@ -16,6 +16,7 @@ pytest.importorskip("diffusers")
 from kit import tiny  # noqa: E402
 
 from sparse_vdit.search import Sample  # noqa: E402
+from sparse_vdit.search.weights import weights_of  # noqa: E402
 
 
 def source_of(small: tiny.Tiny, steps: int) -> Source:
@@ -48,6 +49,7 @@ def test_every_family_is_looked_at(name: str) -> None:
     assert found.dense_ratio is not None
     assert found.dense_ratio > 0
     assert found.steps == 8
+    assert found.weights == weights_of(small.pipe)
     small.pipe.scheduler.set_timesteps(8)
     levels = [level for listed in found.levels.values() for level in listed]
     if not name.startswith("cogvideox"):
@@ -112,6 +114,8 @@ def test_file_and_back(tmp_path: Path) -> None:
         ({"dense_ratio": 0}, "dense_ratio is 0"),
         ({"dense_ratio": "1"}, "dense_ratio is str"),
         ({"layout": {"frames": 1}}, "layout"),
+        ({"weights": {"transformer": "abc"}}, "weights is {'transformer': 'abc'}, expected a SHA-256"),
+        ({"weights": 7}, "weights is 7, expected a SHA-256"),
         ({"more": 1}, "more"),
         ({"format": "x"}, "format is 'x'"),
     ],
@@ -122,6 +126,13 @@ def test_bad_files_are_one_sentence(tmp_path: Path, changes: dict[str, Any], sen
         Stock.load(tmp_path)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_notes_no_weights_is_read(tmp_path: Path) -> None:
+    document = stock(weights={"transformer": "0" * 64}).to_json()
+    assert document.pop("weights") == {"transformer": "0" * 64}
+    (tmp_path / "stock.json").write_text(json.dumps(document))
+    assert Stock.load(tmp_path) == stock()
 
 
 def test_no_file_and_no_json(tmp_path: Path) -> None:
