@@ -248,7 +248,9 @@ class LayeredTransformerPlan(TransformerPlan):
         """As in `TransformerPlan`; heads with a mask are 'block_mask'."""
         bins, layers, heads = self.shape
         rows = [[self.layer(b, i).patterns for i in range(layers)] for b in range(bins)]
-        return [[[p.family for p in row] if row else ["block_mask"] * heads for row in layer] for layer in rows]
+        return [
+            [[p.family for p in row] if row else ["block_mask"] * heads for row in layer] for layer in rows
+        ]
 
     def to_json(self) -> Json:
         """Refused: block masks are controls."""
