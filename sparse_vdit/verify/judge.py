@@ -18,11 +18,12 @@ import numpy as np
 from sparse_vdit.errors import SparseVDiTError
 from sparse_vdit.geometry import Json, closed, integer, shown
 from sparse_vdit.plan import SparsePlan
-from sparse_vdit.plan.file import PlanError, layout, parse, read_bytes, write_atomic
+from sparse_vdit.plan.file import layout, write_atomic
 from sparse_vdit.report.compare import Run
 from sparse_vdit.report.metrics import psnr, psnr_frames, ssim
 from sparse_vdit.search import Sample
 
+from .document import read_document
 from .source import Source
 
 FORMAT, FORMAT_VERSION = "sparse_vdit.verification", 1
@@ -175,14 +176,7 @@ class Verification:
         Raises:
             FileNotFoundError, ValueError: one sentence.
         """
-        try:
-            return cls.from_json(parse(read_bytes(Path(folder) / FILE_NAME)))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"verification: there is no {FILE_NAME} in {os.fspath(folder)!r}, expected one"
-            ) from None
-        except PlanError as error:
-            raise ValueError(f"verification: {str(error).removeprefix('plan: ')}") from None
+        return cls.from_json(read_document("verification", folder, FILE_NAME))
 
 
 def verify(

@@ -19,9 +19,6 @@ from .folder import REPORT, Folder
 from .sections import SECTIONS
 from .story import Story, decibels, percent
 
-CURVE = 12  # points of the plan's front
-MAX_PANELS = 12
-
 
 def write_report(folder: Folder, progress: Callable[[str], object] | None = None) -> Path:
     """Writes `report.html` into the folder, and its figures as PNG; the old page or the new one.

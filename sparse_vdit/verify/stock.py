@@ -21,13 +21,14 @@ from sparse_vdit.attention import attention
 from sparse_vdit.geometry import Json, closed, integer, shown
 from sparse_vdit.pattern import Geometry, Pattern
 from sparse_vdit.plan import LayerPlan
-from sparse_vdit.plan.file import PlanError, checked_provenance, layout, parse, read_bytes, write_atomic
+from sparse_vdit.plan.file import checked_provenance, layout, write_atomic
 from sparse_vdit.plan.transformer import checked_name
 from sparse_vdit.search import Sample
 from sparse_vdit.search.cost import CostModel, StepTimer
 from sparse_vdit.search.schedule import schedule_of
 from sparse_vdit.search.weights import weights_of
 
+from .document import read_document
 from .source import DTYPES, Source
 
 FORMAT, FORMAT_VERSION = "sparse_vdit.stock", 1
@@ -192,14 +193,7 @@ class Stock:
             FileNotFoundError: there is none.
             ValueError: one sentence.
         """
-        try:
-            return cls.from_json(parse(read_bytes(Path(folder) / FILE_NAME)))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"stock: there is no {FILE_NAME} in {os.fspath(folder)!r}, expected one written by sparse-vdit search"
-            ) from None
-        except PlanError as error:
-            raise ValueError(f"stock: {str(error).removeprefix('plan: ')}") from None
+        return cls.from_json(read_document("stock", folder, FILE_NAME, "one written by sparse-vdit search"))
 
 
 def _weights(given: Any) -> dict[str, str]:

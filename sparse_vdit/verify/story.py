@@ -24,9 +24,6 @@ from .transfer import NoRivalError, Transfer, mean_error, planned_ms, transfer
 
 log = logging.getLogger(__name__)
 
-CURVE = 12  # points of the plan's front
-MAX_PANELS = 12
-
 
 @dataclass
 class Story:
