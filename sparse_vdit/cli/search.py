@@ -84,8 +84,11 @@ def add_recording(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--power", type=whole, default=1,
-        help="gradients per bin that weigh heads by what the output feels (default 1; 0: none)",
+        help="gradients per measured bin that weigh heads by what the output feels (default 1; 0: none)",
     )  # fmt: skip
+    group.add_argument(
+        "--power-bins", type=count, default=3, help="in so many bins, the others lie between (default 3)"
+    )
     group.add_argument(
         "--power-prompts",
         type=count,
@@ -369,14 +372,24 @@ def recorder_of(
         rows=args.rows,
         seed=args.seed,
         follow=args.follow,
-        **({"penalty": args.penalty, "threshold": 1.0 if args.threshold is None else args.threshold}
-           if args.follow == "choice" else {}),
+        **(_choosing(args, candidates) if args.follow == "choice" else {}),
         listen=args.listen,
         power=args.power,
         power_prompts=args.power_prompts,
+        power_bins=args.power_bins,
         projections=projections_of(source.pipe) if args.measure == "projected" else None,
         stripes=None if not first else {name: _stripes(part, bins) for name, part in first.items()},
     )  # fmt: skip
+
+
+def _choosing(args: argparse.Namespace, candidates: Candidates) -> dict[str, Any]:
+    """The paper's greedy rule: lambda, epsilon, and one width of each mode."""
+    from ..search.candidates import paper_modes
+    from ..search.recorder import THRESHOLD
+
+    threshold = THRESHOLD if args.threshold is None else args.threshold
+    among = paper_modes(candidates, args.mode_density)
+    return {"penalty": args.penalty, "threshold": threshold, "among": among}
 
 
 def _stripes(errors: HeadErrors, bins: Sequence[float]) -> Any:

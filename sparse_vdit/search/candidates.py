@@ -383,3 +383,19 @@ def _widths(boxes: int) -> list[int]:
     return sorted(
         {max(1, round(boxes ** (i / 11))) for i in range(12)} if boxes > 12 else range(1, boxes + 1)
     )
+
+
+def paper_modes(candidates: Candidates, density: float) -> tuple[int, ...]:
+    """The paper's modes among candidates: full, skip, and of each simple family the one nearest to a density."""
+    if not 0 < density <= 1:
+        raise ValueError(f"candidates: density is {density}, expected more than 0 and at most 1")
+    found = [number for number, pattern in enumerate(candidates.patterns) if pattern.kind in ("full", "skip")]
+    for kind in ("diagonal", "multi_diagonal", "vertical_stripe"):
+        family = [
+            number
+            for number, pattern in enumerate(candidates.patterns)
+            if pattern.kind == kind and pattern.order.kind != "tiles"
+        ]
+        if family:
+            found.append(min(family, key=lambda number: (abs(candidates.density[number] - density), number)))
+    return tuple(sorted(found))

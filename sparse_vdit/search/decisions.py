@@ -9,6 +9,7 @@ takes is more than their sum: `play` plays it out. Next: `part.py`, `select.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,13 @@ from .cost import CostModel
 from .head_errors import HeadErrors
 from .part import REMAINDERS, Doubles, Part, check_cost, make_part, steps_of
 
+log = logging.getLogger(__name__)
+
 Options = dict[str, NDArray[np.int32]]  # transformer -> option of each head, [bins, layers, heads]
+
+
+class TooManyPatterns(ValueError):
+    """A plan's distinct patterns are more than a plan may have; mass stripes are nearly all of them."""
 
 
 class Decisions:
@@ -70,7 +77,7 @@ class Decisions:
                     f"select: errors is {type(part).__name__}, expected HeadErrors, or some by name"
                 )
         if bins is not None:
-            found = {name: part.rebinned(bins) for name, part in found.items()}
+            found = {name: _rebinned(part, bins) for name, part in found.items()}
         if not found:
             raise ValueError("select: errors is empty, expected those of one transformer or more")
         if remainder not in REMAINDERS:
@@ -250,7 +257,7 @@ class Decisions:
                 pattern = candidates.pattern(candidate, stripes[cell])
                 choice[cell] = patterns.setdefault(pattern, len(patterns))
         if len(patterns) > MAX_PATTERNS:
-            raise ValueError(
+            raise TooManyPatterns(
                 f"select: the plan has {len(patterns)} distinct patterns, expected at most {MAX_PATTERNS}: every "
                 "mass stripe is one of its own; choose among candidates without them"
             )
@@ -275,6 +282,18 @@ class Decisions:
 def sparsity(candidates: Candidates) -> Doubles:
     """S of the paper: the share of token pairs left out, float64 [candidates]."""
     return np.ascontiguousarray((1.0 - candidates.density).clip(0.0, 1.0))
+
+
+def _rebinned(errors: HeadErrors, bins: Sequence[float]) -> HeadErrors:
+    """Wider bins; says how many heads lose their mass stripes, which are other blocks in the joined bins."""
+    found = errors.rebinned(bins)
+    lost = int((found.stripes < 0).any(axis=-1).sum()) if (errors.stripes >= 0).all() else 0
+    if lost:
+        heads = found.stripes[..., 0].size
+        log.warning(
+            "select: joined bins have other mass stripes: %d of %d heads do without them", lost, heads
+        )
+    return found
 
 
 def _by_name(weights: Any, name: str, names: Sequence[str]) -> Any:

@@ -78,7 +78,7 @@ class HeadErrors:
         stripes: int32 [bins, layers, heads, M], key blocks by falling attention mass, -1 where never measured.
         power: float32 [bins, layers, heads], mean square of the model output's gradient at the head's output
             (`sensitivity.py`), or None.
-        probes: int64 [bins], random directions behind `power`; 0 without.
+        probes: int64 [bins], random directions behind `power`; 0 where none was measured.
         provenance: how it was recorded; `samples` lists the prompts.
     """
 
@@ -233,18 +233,21 @@ class HeadErrors:
             return np.ones(self.shape)
         felt = self.energy.astype(np.float64) / self.calls[..., None]
         if measure == "sensitivity":
-            felt = felt * self._measured_power()
+            felt = felt * self._felt()
         return np.asarray(felt / np.maximum(felt.mean(axis=(1, 2), keepdims=True), 1e-300))
 
-    def _measured_power(self) -> Doubles:
-        probes = np.asarray(self.probes)
-        if self.power is None or not probes.all():
-            raise ValueError(
-                "errors: bin "
-                f"{0 if self.power is None else int(np.argmin(probes != 0))} has no sensitivity, "
-                "expected a recording with power=1 or more"
-            )
-        return self.power.astype(np.float64)
+    def _felt(self) -> Doubles:
+        """`power` in every bin: where none was measured, its logarithm lies between the neighbours' by noise level."""
+        measured = np.flatnonzero(np.asarray(self.probes))
+        if self.power is None or not len(measured):
+            raise ValueError("errors: no bin has a sensitivity, expected a recording with power=1 or more")
+        levels = (np.asarray(self.bins[:-1]) + np.asarray(self.bins[1:])) / 2
+        known = np.log(np.maximum(self.power[measured].astype(np.float64), np.finfo(np.float32).tiny))
+        flat = known.reshape(len(measured), -1).T
+        between = np.stack([np.interp(levels, levels[measured], head) for head in flat], axis=-1)
+        found: Doubles = np.exp(between).reshape(self.shape)
+        found[measured] = self.power[measured]
+        return found
 
     def require_calls(self) -> None:
         """Refuses a recording in which some layer was never measured in some bin."""

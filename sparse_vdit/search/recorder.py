@@ -17,7 +17,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ TRANSFORMERS = ("transformer", "transformer_2")
 BINS = tuple(number / 10 for number in range(11))
 ROWS = 64
 FOLLOW = ("dense", "choice")
+POWER_BINS = 3  # log power is nearly straight in noise level between them
 PENALTY, THRESHOLD = 0.5, 1.0  # lambda and epsilon of the paper, tuned there on CogVideoX
 
 Share = Callable[[NDArray[np.int32]], NDArray[np.int32]]
@@ -51,10 +52,11 @@ Share = Callable[[NDArray[np.int32]], NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class Choosing:
-    """What "choice" needs: the paper's lambda and epsilon (Eq. 2 and 3)."""
+    """What "choice" needs: the paper's lambda and epsilon (Eq. 2 and 3), and its modes by number; None: all."""
 
     penalty: float = PENALTY
     threshold: float = THRESHOLD
+    among: tuple[int, ...] | None = None
 
 
 class Recorder:
@@ -68,10 +70,14 @@ class Recorder:
         seed: of everything drawn.
         follow: "dense" or "choice".
         penalty, threshold: lambda and epsilon of "choice".
+        among: numbers of the candidates that "choice" may take (the paper: `paper_modes`), full always; None: all
+            but mass stripes. All candidates are measured.
         listen: at most so many measured steps in every bin, evenly spread; None: all. The rest is dense.
         power: random directions of the output per bin, whose gradients say how much each head is felt (each
             costs about three steps of the model: a forward with its graph and a backward pass); 0: none.
         power_prompts: the prompts 0 .. power_prompts - 1 measure it, the others save that time.
+        power_bins: it is measured in so many bins, evenly spread, the others lie between (with two transformers: in
+            all that each sees).
         projections: transformer name -> float [layers, heads, D, D], L with L^T L = W_h^T W_h for each
             head's slice W_h of the output projection: errors are then measured behind it.
         stripes: transformer name -> int32 [bins, layers, heads, M], mass stripes of an earlier recording.
@@ -91,9 +97,11 @@ class Recorder:
         follow: str = "dense",
         penalty: float = PENALTY,
         threshold: float = THRESHOLD,
+        among: Iterable[int] | None = None,
         listen: int | None = None,
         power: int = 0,
         power_prompts: int = 1,
+        power_bins: int = POWER_BINS,
         projections: Mapping[str, NDArray[Any]] | None = None,
         stripes: Mapping[str, NDArray[np.int32]] | None = None,
     ) -> None:
@@ -110,10 +118,13 @@ class Recorder:
             raise ValueError(f"recorder: follow is {shown(follow)}, expected one of {', '.join(FOLLOW)}")
         if follow == "choice" and listen is not None:
             raise ValueError(f"recorder: listen is {listen} with follow='choice', expected None (all steps)")
-        self.choosing = Choosing(float(penalty), float(threshold)) if follow == "choice" else None
+        self.choosing = None
+        if follow == "choice":
+            self.choosing = Choosing(float(penalty), float(threshold), self._modes(among))
         self.listen = None if listen is None else integer("recorder", "listen", listen, 1)
         self.power = integer("recorder", "power", power, 0, 1024)
         self.power_prompts = integer("recorder", "power_prompts", power_prompts, 1)
+        self.power_bins = integer("recorder", "power_bins", power_bins, 1)
         self.measure = MEASURES[0 if projections is None else 1]
         self._projections = projections
         self._given = {name: self._stripes_of(name, stripes) for name in self.models}
@@ -146,9 +157,9 @@ class Recorder:
             "rows": self.rows,
             "seed": self.seed,
             "follow": self.follow,
-            "choosing": None if self.choosing is None else [self.choosing.penalty, self.choosing.threshold],
+            "choosing": None if self.choosing is None else list(astuple(self.choosing)),
             "listen": self.listen,
-            "power": [self.power, self.power_prompts],
+            "power": [self.power, self.power_prompts, self.power_bins],
             "projections": _digest(self._projections or {}),
             "stripes": _digest(self._given),
         }
@@ -170,7 +181,8 @@ class Recorder:
             step_seconds: of a dense step, which gradients are priced by; 0: they are counted, not priced.
         """
         heard = steps if self.listen is None else min(steps, self.listen * (len(self.bins) - 1))
-        powered = min(prompts, self.power_prompts) * min(len(self.bins) - 1, heard)
+        most = self.power_bins if len(self.models) == 1 else len(self.bins) - 1
+        powered = min(prompts, self.power_prompts) * min(len(self.bins) - 1, heard, most)
         gradients = powered * (1 + 2 * self.power) if self.power else 0  # backward costs two forwards
         return estimated(
             self.models, self.candidates, len(self.bins) - 1, self.rows, heard, prompts, branches,
@@ -343,6 +355,9 @@ class Recorder:
         assert self.choosing is not None
         patterns = len(self.candidates.patterns)
         mse = result.plain[:, :patterns] / float(self.rows * batch * head_dim)
+        if self.choosing.among is not None:
+            left_out = np.setdiff1d(np.arange(patterns), [*self.choosing.among, self.candidates.full])
+            mse[:, left_out] = np.nan
         sparsity = 1 - self.candidates.density[:patterns]
         chosen: NDArray[np.int32] = _C.select_paper(
             np.ascontiguousarray(mse, dtype=np.float64),
@@ -375,6 +390,12 @@ class Recorder:
         for name, blocks in step.stripes.items():
             known = (blocks >= 0).all(axis=(-2, -1)) if blocks.size else np.zeros(len(blocks), dtype=bool)
             self.stripes[name][step.bin][known] = blocks[known]
+
+    def _modes(self, among: Iterable[int] | None) -> tuple[int, ...] | None:
+        if among is None:
+            return None
+        most = len(self.candidates.patterns) - 1
+        return tuple(sorted({integer("recorder", "a number in among", number, 0, most) for number in among}))
 
     def _stripes_of(self, name: str, given: Mapping[str, NDArray[np.int32]] | None) -> NDArray[np.int32]:
         model = self.models[name]
@@ -415,7 +436,7 @@ class Recorder:
         ]
 
     def _wants_power(self, name: str) -> bool:
-        """At the middle one of a bin's steps; with two transformers, at the first step of each in the bin."""
+        """At the middle step of `power_bins` bins; with two transformers, at the first step of each in every bin."""
         step = self._step
         if not self.power or self._outputs is not None or step is None or name in step.power:
             return False
@@ -423,6 +444,8 @@ class Recorder:
             return False
         if self.schedule is None or len(self.models) > 1:
             return not self._sums.probes[name][step.bin]
+        if step.bin not in self.schedule.felt(self.bins, self.power_bins, self.listen):
+            return False
         return step.number == self.schedule.middle(self.bins, step.bin, self.listen)
 
     def _measure_power(self, name: str, run: Callable[[], Any]) -> None:

@@ -33,6 +33,13 @@ class Schedule:
         inside = [step for step in self.steps_of(bins, bin_) if step in heard]
         return inside[len(inside) // 2] if inside else None
 
+    def felt(self, bins: Sequence[float], count: int, listen: int | None) -> list[int]:
+        """At most `count` of the bins that hold measured steps: the lowest, the highest, evenly spread between."""
+        held = [bin_ for bin_ in range(len(bins) - 1) if self.middle(bins, bin_, listen) is not None]
+        if count == 1:
+            return held[len(held) // 2 :][:1]
+        return sorted({held[round(place)] for place in np.linspace(0, len(held) - 1, min(count, len(held)))})
+
 
 @lru_cache(maxsize=8)
 def _listened(schedule: Schedule, bins: tuple[float, ...], listen: int | None) -> frozenset[int]:

@@ -11,6 +11,7 @@ provenance; errors of heads do not add, so the plan is to be verified end to end
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,15 @@ import numpy as np
 from sparse_vdit.geometry import shown
 from sparse_vdit.plan.sparse import SparsePlan
 
-from .candidates import Candidates
+from .candidates import paper_modes
 from .cost import CostModel, StepEstimate
-from .decisions import Decisions, Options
+from .decisions import Decisions, Options, TooManyPatterns
 from .front import Option, front, option_of, why
 from .head_errors import HeadErrors
 
 __all__ = ["Dial", "Option", "front", "option_of", "paper_modes", "select", "uniform", "why"]
+
+log = logging.getLogger(__name__)
 
 OBJECTIVES = ("budget", "paper")
 PENALTY, THRESHOLD = 0.5, 1.0  # lambda and epsilon of the paper, tuned there on CogVideoX
@@ -136,7 +139,9 @@ def select(
         provenance: more to note down.
 
     Returns:
-        The plan; `provenance["predicted"]` holds attention_ms, dense_attention_ms, mean_error and more.
+        The plan; `provenance["predicted"]` holds attention_ms, dense_attention_ms, mean_error and more. If a large
+        model's mass stripes made more patterns than a plan may have, it is one without them: a warning and
+        `provenance["left_out"]` say so.
 
     Raises:
         ValueError: the time or error cannot be reached (the sentence names the range), or an argument is bad.
@@ -147,31 +152,34 @@ def select(
     plain = "none" if objective == "paper" else remainder
     among = _among(errors, objective, among, mode_density)
     kinds = None if kinds is None else list(kinds)
-    decisions = Decisions(
-        errors,
-        cost,
-        bins=bins,
-        levels=levels,
-        dense_above=dense_above,
-        weights=weights,
-        remainder=plain,
-        among=among,
-        kinds=kinds,
-    )
-    if objective == "paper":
-        options, found = _by_paper(decisions, dial, penalty, threshold)
-    else:
-        options, found = _by_budget(decisions, dial, max_layer_error)
-    asked = {
-        "objective": objective,
-        "remainder": plain,
-        "max_layer_error": max_layer_error,
-        "kinds": kinds,
-        "among": None if among is None else [int(number) for number in among],
-        "dense_above": None if dense_above is None else float(dense_above),
-        "mode_density": mode_density,
-    } | dial.asked
-    return _noted(decisions, options, dial, asked | {"found": _rounded(found)}, provenance)
+
+    def chosen(among: list[int] | None, note: Mapping[str, Any]) -> SparsePlan:
+        decisions = Decisions(
+            errors, cost, bins=bins, levels=levels, dense_above=dense_above, weights=weights, remainder=plain,
+            among=among, kinds=kinds,
+        )  # fmt: skip
+        if objective == "paper":
+            options, found = _by_paper(decisions, dial, penalty, threshold)
+        else:
+            options, found = _by_budget(decisions, dial, max_layer_error)
+        asked = {
+            "objective": objective,
+            "remainder": plain,
+            "max_layer_error": max_layer_error,
+            "kinds": kinds,
+            "among": None if among is None else [int(number) for number in among],
+            "dense_above": None if dense_above is None else float(dense_above),
+            "mode_density": mode_density,
+        } | dial.asked
+        return _noted(decisions, options, dial, asked | {"found": _rounded(found)}, note)
+
+    try:
+        return chosen(among, provenance or {})
+    except TooManyPatterns as error:
+        log.warning("%s: chosen once more among the others", error)
+        return chosen(
+            _without_mass_stripes(errors, among), {"left_out": "mass stripes"} | dict(provenance or {})
+        )
 
 
 def uniform(
@@ -241,6 +249,14 @@ def _among(
         )
     first = next(iter(errors.values())) if isinstance(errors, Mapping) else errors
     return list(paper_modes(first.candidates, mode_density))
+
+
+def _without_mass_stripes(
+    errors: HeadErrors | Mapping[str, HeadErrors], among: Iterable[int] | None
+) -> list[int]:
+    first = next(iter(errors.values())) if isinstance(errors, Mapping) else errors
+    patterns = len(first.candidates.patterns)
+    return [number for number in (range(patterns) if among is None else among) if number < patterns]
 
 
 def _noted(
@@ -375,19 +391,3 @@ def _about(decisions: Decisions, plan: SparsePlan, options: Options, dial: Dial)
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
     """Six digits; what is infinite or NaN is left out, JSON has no word for it."""
     return {key: float(f"{value:.6g}") for key, value in numbers.items() if math.isfinite(value)}
-
-
-def paper_modes(candidates: Candidates, density: float) -> tuple[int, ...]:
-    """The paper's modes among candidates: full, skip, and of each simple family the one nearest to a density."""
-    if not 0 < density <= 1:
-        raise ValueError(f"select: density is {density}, expected more than 0 and at most 1")
-    found = [number for number, pattern in enumerate(candidates.patterns) if pattern.kind in ("full", "skip")]
-    for kind in ("diagonal", "multi_diagonal", "vertical_stripe"):
-        family = [
-            number
-            for number, pattern in enumerate(candidates.patterns)
-            if pattern.kind == kind and pattern.order.kind != "tiles"
-        ]
-        if family:
-            found.append(min(family, key=lambda number: (abs(candidates.density[number] - density), number)))
-    return tuple(sorted(found))

@@ -88,11 +88,23 @@ def test_weights_and_mean_squares(rng: np.random.Generator) -> None:
     ):
         errors.weights("psnr")
     with pytest.raises(
-        ValueError, match="errors: bin 0 has no sensitivity, expected a recording with power=1"
+        ValueError, match="errors: no bin has a sensitivity, expected a recording with power=1"
     ):
         made(rng).weights("sensitivity")
-    with pytest.raises(ValueError, match="errors: bin 1 has no sensitivity"):
-        made(rng, power=power, probes=np.array([1, 0, 1])).weights("sensitivity")
+
+
+def test_power_lies_between_that_of_the_measured_bins(rng: np.random.Generator) -> None:
+    power = rng.random((3, 2, 3), np.float32)
+    between = power.astype(np.float64)
+    low, middle, high = (sum(made(rng).bins[n : n + 2]) / 2 for n in range(3))
+    share = (middle - low) / (high - low)
+    between[1] = power[0] ** (1 - share) * power[2] ** share
+    errors = made(rng, power=power, probes=np.array([1, 0, 1]))
+    raw = between * errors.energy / errors.calls[..., None]
+    assert errors.weights("sensitivity") == pytest.approx(raw / raw.mean(axis=(1, 2), keepdims=True))
+    only = made(rng, power=power, probes=np.array([0, 2, 0]))
+    raw = power[1] * only.energy / only.calls[..., None]
+    assert only.weights("sensitivity") == pytest.approx(raw / raw.mean(axis=(1, 2), keepdims=True))
 
 
 def test_merging_adds_and_averages_power_by_its_probes(rng: np.random.Generator) -> None:

@@ -200,6 +200,28 @@ def test_following_the_choice_is_algorithm_1(tmp_path: Path) -> None:
         assert found == pytest.approx(square, rel=1e-3, abs=1e-6)
 
 
+def test_the_choice_is_among_the_modes_asked_for() -> None:
+    small = tiny.wan(layers=2)
+    candidates = candidates_of(small, ())
+    about: dict[str, Any] = {"follow": "choice", "penalty": 0.02, "threshold": 0.03}
+
+    def chosen(among: tuple[int, ...] | None) -> set[int]:
+        recorder = Recorder(models_of(small.pipe), candidates, BINS, among=among, **about)
+        assert recorder.describe()["choosing"] == [0.02, 0.03, among]
+        decides, decided = recorder._decide, []
+        recorder._decide = lambda *given: decided.append(decides(*given)) or decided[-1]  # type: ignore[method-assign,func-returns-value]
+        generate(small, recorder)
+        return set(np.unique(decided).tolist())
+
+    free = chosen(None) - {candidates.full}
+    left_out = min(free)
+    rest = tuple(n for n in range(len(candidates.patterns)) if n not in (left_out, candidates.full))
+    assert left_out not in chosen(rest)
+    assert chosen(rest) <= {*rest, candidates.full}
+    with pytest.raises(ValueError, match="recorder: a number in among is 999, expected 0"):
+        Recorder(models_of(small.pipe), candidates, follow="choice", among=[999])
+
+
 def test_both_guidance_calls_take_one_choice() -> None:
     small = tiny.wan(layers=2)
     recorder = Recorder(
@@ -278,6 +300,23 @@ def test_power_is_the_gradient_at_the_middle_step_of_each_bin(tmp_path: Path) ->
     assert errors.power[0] == pytest.approx(wanted, rel=1e-5)
 
 
+def test_power_is_measured_in_some_bins_and_weighs_all() -> None:
+    small = tiny.wan(layers=2)
+    small.steps = 6
+    bins = (0.0, 0.9, 0.95, 0.98, 1.0)
+    full = Recorder(models_of(small.pipe), candidates_of(small), bins, rows=8, power=1, power_bins=4)
+    generate(small, full)
+    held = full.errors()["transformer"].probes > 0
+    assert held.sum() > 2
+    recorder = Recorder(models_of(small.pipe), candidates_of(small), bins, rows=8, power=1, power_bins=2)
+    generate(small, recorder)
+    errors = recorder.errors()["transformer"]
+    assert np.flatnonzero(errors.probes).tolist() == np.flatnonzero(held)[[0, -1]].tolist()
+    weights = errors.without_empty_bins().weights("sensitivity")
+    assert (weights > 0).all()
+    assert weights.mean(axis=(1, 2)) == pytest.approx(1)
+
+
 def test_measuring_disturbs_nothing() -> None:
     small = tiny.wan(2, layers=2)
     stock = small.run()
@@ -326,6 +365,10 @@ def test_listening_spreads_over_every_bin(tmp_path: Path) -> None:
     assert schedule.steps_of((0.0, 0.5, 1.0), 1) == [0, 1, 2, 3, 4, 5]
     assert schedule.middle((0.0, 0.5, 1.0), 0, 1) == 8
     assert schedule.middle((0.0, 0.05, 1.0), 0, 1) is None
+    edges = (0.0, 0.05, 0.3, 0.5, 0.7, 0.9, 1.0)
+    assert [schedule.felt(edges, count, None) for count in (1, 2, 3, 9)] == [
+        [3], [1, 5], [1, 3, 5], [1, 2, 3, 4, 5],
+    ], "the lowest bin holds no step"  # fmt: skip
 
 
 @pytest.mark.parametrize(("poison", "head"), [("q", 1), ("k", 0), ("v", 1)])
@@ -408,6 +451,8 @@ def test_the_estimate_is_what_comes_to_be(tmp_path: Path) -> None:
     )
     assert estimate.gradient_steps == 3 * 2, "one prompt of two; two steps reach two of three bins"
     assert recorder.estimate(50, prompts=2).gradient_steps == 3 * 3
+    few = Recorder(models_of(small.pipe), candidates_of(small), BINS, rows=8, power=1, power_bins=2)
+    assert few.estimate(50).gradient_steps == 2 * 3
     both = Recorder(models_of(small.pipe), candidates_of(small), BINS, rows=8, power=2, power_prompts=5)
     assert both.estimate(50, prompts=2).gradient_steps == 2 * 3 * (1 + 2 * 2), "a graph, two ways back"
     slow = recorder.estimate(small.steps, prompts=2, branches=2, step_seconds=1000.0)

@@ -296,6 +296,26 @@ def test_among_and_kinds() -> None:
         select(errors, cost, time_ms=wanted, kinds=["union2"])
 
 
+def test_more_patterns_than_a_plan_may_have_leave_mass_stripes_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors, cost = head_errors(), cost_model()
+    wanted = 0.5 * dense_ms(cost)
+    band = next(n for n, pattern in enumerate(candidates().patterns) if pattern.kind == "diagonal")
+    plan = select(errors, cost, time_ms=wanted, levels=LEVELS, among=[band, candidates().count - 1])
+    assert "left_out" not in plan.provenance
+    most = len(plan.sole.patterns) - 1
+    monkeypatch.setattr("sparse_vdit.search.decisions.MAX_PATTERNS", most)
+    plan = select(errors, cost, time_ms=wanted, levels=LEVELS, among=[band, candidates().count - 1])
+    assert plan.provenance["left_out"] == "mass stripes"
+    assert plan.provenance["asked"]["among"] == [band]
+    assert set(plan.families()) == {"diagonal", "full"}
+    assert f"the plan has {most + 1} distinct patterns, expected at most {most}" in caplog.text
+    joined = select(errors, cost, time_ms=wanted, levels=LEVELS, among=[band], bins=(0, 1))
+    assert set(joined.families()) <= {"diagonal", "full"}
+    assert "select: joined bins have other mass stripes: 12 of 12 heads do without them" in caplog.text
+
+
 def test_errors_of_nan_are_not_chosen_and_leave_full() -> None:
     errors, cost = head_errors(), cost_model()
     plain, curve = errors.plain.copy(), errors.curve.copy()
