@@ -3,7 +3,6 @@ rule's plan for a given attention time. Everything that takes long is kept in on
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from sparse_vdit.demo import scenes
 from sparse_vdit.demo.pipeline import (
     MODEL,
     attention_share,
+    check_weights,
     generate,
     geometry,
     load,
@@ -418,7 +418,7 @@ class Lab:
     @property
     def weights_sha256(self) -> str:
         """Of the model's weights."""
-        return hashlib.sha256((self.settings.model / "weights.safetensors").read_bytes()).hexdigest()
+        return check_weights(self.settings.model)
 
 
 __all__ = [

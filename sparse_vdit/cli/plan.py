@@ -183,6 +183,8 @@ def request_of(args: argparse.Namespace) -> Request:
     """The dials as they were turned."""
     from ..verify.request import Request
 
+    # epsilon may be that of the recording's greedy choices
+    follows_choice = args.objective == "budget" and getattr(args, "follow", "dense") == "choice"
     return Request(
         objective=args.objective,
         speedup=args.speedup,
@@ -195,7 +197,7 @@ def request_of(args: argparse.Namespace) -> Request:
         dense_above=args.dense_above,
         max_layer_error=args.max_layer_error,
         penalty=args.penalty,
-        threshold=args.threshold,
+        threshold=None if follows_choice else args.threshold,
         bins=args.bins,
         mode_density=args.mode_density,
     )
@@ -207,12 +209,15 @@ def run(args: argparse.Namespace) -> int:
 
     folder = Folder(args.origin, args.hardware, args.batch, args.dtype)
     request = request_of(args)
+    if args.others is not None and args.verify is None:
+        raise ValueError("plan: --others is given without --verify, expected both: it takes real generations")
     if args.verify is None and request.target_psnr is None:
         plan = request.choose(folder.errors, folder.cost, folder.stock)
         out = args.out or folder.folder
         written = plan.save_pretrained(out)
         print("\n".join([*prediction(plan), f"plan: {written}"]))
         return 0
+    from ..search.weights import weights_of
     from .search import open_source, prompts_of, settings_of, verified
 
     if args.model is None or args.prompts is None:
@@ -228,6 +233,10 @@ def run(args: argparse.Namespace) -> int:
     source = open_source(
         args, {key: value for key, value in settings.items() if key not in ("steps", "model")}
     )
+    if folder.stock.weights is not None and folder.stock.weights != weights_of(source.pipe):
+        raise ValueError(
+            f"plan: {str(folder.folder)!r} was measured on other weights than those of {args.model!r}, expected its own"
+        )
     verified(args, source, folder, request, prompts_of(args.prompts, args.seed), args.out or folder.folder)
     return 0
 

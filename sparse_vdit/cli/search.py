@@ -32,8 +32,9 @@ from .plan import (
 )
 
 if TYPE_CHECKING:
-    from ..plan import SparsePlan
+    from ..plan import ModelIdentity, SparsePlan
     from ..search import Candidates, HeadErrors, Recorder, Sample
+    from ..search.distributed import Ranks
     from ..search.hardware import Machine
     from ..verify import Source, Stock
     from ..verify.folder import Folder
@@ -97,7 +98,7 @@ def add_recording(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--measure", choices=("relative", "projected"), default="relative",
-        help="errors of the heads' outputs, or behind the output projection",
+        help="errors of the heads' outputs, or behind the output projection (then no gradients are measured)",
     )  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace the errors of another search")
 
@@ -199,6 +200,7 @@ def _demo_folder(model: str) -> Path | None:
 def run(args: argparse.Namespace) -> int:
     """Look, state the cost, record, choose, verify, show."""
     from ..search.distributed import Ranks
+    from ..search.recorder import BINS
     from ..verify.folder import Folder
     from ..verify.page import check_packages
 
@@ -210,9 +212,13 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     settings = settings_of(args)
     ranks = Ranks.from_environment()
+    for listed in (samples, others):
+        if listed:
+            ranks.mine(len(listed))  # refused before hours of work, not after
     source = open_source(args, settings)
     stock = stock_of(args, source, samples[0], settings, writes=ranks.rank == 0)
     candidates = candidates_of(args, stock, writes=ranks.rank == 0)
+    request.check(candidates, args.recorded_bins or BINS, stock)
     if ranks.rank == 0:
         hardware_of(args, stock, source, candidates)
     print(f"model: {stock}")
@@ -325,7 +331,7 @@ def record_all(
     samples: Sequence[Sample],
     stock: Stock,
     candidates: Candidates,
-    ranks: Any,
+    ranks: Ranks,
     first: Mapping[str, HeadErrors] | None,
 ) -> dict[str, HeadErrors]:
     """Errors of all candidates on the given prompts; `first`: those of the calibration, where these are others."""
@@ -333,7 +339,7 @@ def record_all(
     from ..search import record
     from ..verify.folder import ERRORS, TRANSFER
 
-    recorder = recorder_of(args, source, candidates, first)
+    recorder = recorder_of(args, source, candidates, None if first is None else (first, ranks))
     which = "calibration" if first is None else "other"
     if ranks.rank == 0:
         estimate = recorder.estimate(stock.steps, len(samples), stock.batch, stock.step_ms / 1e3)
@@ -357,16 +363,20 @@ def record_all(
 
 
 def recorder_of(
-    args: argparse.Namespace, source: Source, candidates: Candidates, first: Mapping[str, HeadErrors] | None
+    args: argparse.Namespace,
+    source: Source,
+    candidates: Candidates,
+    earlier: tuple[Mapping[str, HeadErrors], Ranks] | None = None,
 ) -> Recorder:
-    """The recorder that the arguments ask for, with the mass stripes of `first`."""
+    """The recorder that the arguments ask for, with the mass stripes of an earlier recording (known to rank 0)."""
     from ..search import Recorder, models_of
     from ..search.recorder import BINS
     from ..verify.source import projections_of
 
-    bins = args.recorded_bins or BINS
+    bins, models = args.recorded_bins or BINS, models_of(source.pipe)
+    is_projected = args.measure == "projected"
     return Recorder(
-        models_of(source.pipe),
+        models,
         candidates,
         bins,
         rows=args.rows,
@@ -374,11 +384,11 @@ def recorder_of(
         follow=args.follow,
         **(_choosing(args, candidates) if args.follow == "choice" else {}),
         listen=args.listen,
-        power=args.power,
+        power=0 if is_projected else args.power,
         power_prompts=args.power_prompts,
         power_bins=args.power_bins,
-        projections=projections_of(source.pipe) if args.measure == "projected" else None,
-        stripes=None if not first else {name: _stripes(part, bins) for name, part in first.items()},
+        projections=projections_of(source.pipe) if is_projected else None,
+        stripes=None if earlier is None else _stripes(*earlier, models, candidates, bins),
     )  # fmt: skip
 
 
@@ -392,12 +402,25 @@ def _choosing(args: argparse.Namespace, candidates: Candidates) -> dict[str, Any
     return {"penalty": args.penalty, "threshold": threshold, "among": among}
 
 
-def _stripes(errors: HeadErrors, bins: Sequence[float]) -> Any:
-    """The mass stripes of a recording in the bins before empty ones were joined."""
+def _stripes(
+    errors: Mapping[str, HeadErrors],
+    ranks: Ranks,
+    models: Mapping[str, ModelIdentity],
+    candidates: Candidates,
+    bins: Sequence[float],
+) -> dict[str, Any]:
+    """Mass stripes of a recording in the bins before empty ones were joined; rank 0 has it and tells the others."""
     import numpy as np
 
-    rows = np.searchsorted(errors.bins, bins[:-1], side="right") - 1
-    return errors.stripes[rows]
+    found = {}
+    for name, model in models.items():
+        shape = (len(bins) - 1, model.layers, model.heads, candidates.stripe_blocks)
+        blocks = np.full(shape, -1, dtype=np.int32)
+        if ranks.rank == 0:
+            rows = np.searchsorted(errors[name].bins, bins[:-1], side="right") - 1
+            blocks = errors[name].stripes[rows]
+        found[name] = ranks.share(blocks)
+    return found
 
 
 def verified(

@@ -7,6 +7,7 @@ Prompts become embeddings by `prompt.encode`, so neither tokenizer nor text enco
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -40,13 +41,14 @@ def load(folder: Path = MODEL) -> Any:
 
     Raises:
         FileNotFoundError: One of the two files is missing.
-        ValueError: The weights do not fit the configuration.
+        ValueError: The weights do not fit the configuration, or are others than the folder's SHA256 states.
     """
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 
     for name in ("config.json", "weights.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"demo: {folder} holds no {name}, expected a model folder")
+    check_weights(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     transformer = CogVideoXTransformer3DModel.from_config(config)
     weights = {name: tensor.float() for name, tensor in load_file(folder / "weights.safetensors").items()}
@@ -58,6 +60,21 @@ def load(folder: Path = MODEL) -> Any:
     pipe = CogVideoXPipeline(None, None, None, transformer, CogVideoXDDIMScheduler(**SCHEDULER))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def check_weights(folder: Path) -> str:
+    """Returns the SHA-256 of a folder's weights; refuses others than its file SHA256 states, if it has one."""
+    found = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    stated = folder / "SHA256"
+    if stated.is_file():
+        with stated.open("rb") as file:
+            wanted = file.read(64).decode("ascii", "replace")
+        if wanted != found:
+            raise ValueError(
+                f"demo: the weights in {folder} have the SHA-256 {found[:16]}..., expected {wanted[:16]}... as its "
+                "file SHA256 states"
+            )
+    return found
 
 
 def geometry(pipe: Any, block: int) -> Geometry:

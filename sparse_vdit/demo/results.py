@@ -25,6 +25,7 @@ class Results:
         seeds: Seeds of the videos.
         prompts: Their sentences.
         losses: Held-out loss per clip, by way.
+        densities: Share of token pairs computed below the warm-up, by way; of the first seed.
         plan: The plan.
         calibration: What it was chosen from.
         estimate: What the prices said of a step under the plan, before it was run.
@@ -38,6 +39,7 @@ class Results:
     seeds: Sequence[int]
     prompts: Sequence[str]
     losses: Mapping[str, Sequence[float]]
+    densities: Mapping[str, float]
     plan: SparsePlan
     calibration: Calibration
     estimate: StepEstimate
@@ -103,7 +105,14 @@ def numbers(results: Results) -> dict[str, Any]:
         "density": results.plan.density(),
         "heldout_loss_dense": mean_loss(results, "dense"),
         "heldout_loss_sparse": mean_loss(results, "sparse"),
-        "controls": {name: {**means[name], "heldout_loss": mean_loss(results, name)} for name in NAMES},
+        "controls": {
+            name: {
+                **means[name],
+                "heldout_loss": mean_loss(results, name),
+                "density": results.densities[name],
+            }
+            for name in NAMES
+        },
         "head_families": head_families(results.plan),
         "head_families_by_noise": {
             noise_range(results.plan, b): results.plan.families(b) for b in range(bins)

@@ -8,7 +8,6 @@ Nothing is written before everything is measured, and every file is whole or not
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
@@ -40,7 +39,7 @@ from ..search.cost import StepEstimate
 from . import scenes, story
 from .calibrate import BINS, CLOCK_SECONDS, Calibration, Stock, calibrate, choose_plan
 from .controls import controls
-from .pipeline import MODEL, attention_share, generate, geometry, load, velocity_losses
+from .pipeline import MODEL, attention_share, check_weights, generate, geometry, load, velocity_losses
 from .prompt import describe, encode
 from .results import Results, numbers
 
@@ -230,6 +229,7 @@ def _measure(pipe: Any, settings: Settings, seeds: int, stock: Stock, progress: 
         "ways": ways,
         "seeds": chosen,
         "prompts": [PROMPTS[i % len(PROMPTS)] for i in range(seeds)],
+        "densities": {name: plans[name](FIRST_SEED).density() for name in plans},
         "losses": _losses(pipe, settings, plans, plan.dense_above, progress),
         "plan": plan,
         "calibration": calibration,
@@ -288,7 +288,7 @@ def _facts(pipe: Any, settings: Settings, took: float) -> dict[str, Any]:
         "held-out clips": settings.clips,
         "parameters": sum(p.numel() for p in pipe.transformer.parameters()),
         "tokens": geometry(pipe, settings.block).tokens,
-        "weights": hashlib.sha256((settings.model / "weights.safetensors").read_bytes()).hexdigest(),
+        "weights": check_weights(settings.model),
         "seconds in all": round(took, 1),
     }
 

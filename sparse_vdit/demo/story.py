@@ -88,8 +88,10 @@ def _controls(results: Results, found: dict[str, Any]) -> page.Section:
         rows.append((title, way.mean("psnr_db"), way.mean("ssim"), loss))
         flip = "–" if (error := way.mean("flip")) is None else f"{error:.3f}"
         rise = f"{loss / found['heldout_loss_dense'] - 1:+.1%}"
-        cells.append([title, _db(way.mean("psnr_db")), f"{way.mean('ssim'):.3f}", flip, f"{loss:.4f}", rise])
-    cells.append(["dense", "", "", "", f"{found['heldout_loss_dense']:.4f}", ""])
+        share = f"{results.densities[name]:.3f}"
+        quality = [_db(way.mean("psnr_db")), f"{way.mean('ssim'):.3f}", flip]
+        cells.append([title, share, *quality, f"{loss:.4f}", rise])
+    cells.append(["dense", "1", "", "", "", f"{found['heldout_loss_dense']:.4f}", ""])
     return page.Section(
         title="Does it matter which pattern a head gets?",
         text=[
@@ -102,7 +104,9 @@ def _controls(results: Results, found: dict[str, Any]) -> page.Section:
             "training objective on unseen clips at noise levels where the plan is sparse; it asks whether "
             "the model got worse, not whether it drew the same sample."
         ),
-        table=page.Table(["", "PSNR", "SSIM", "FLIP", "held-out loss", "against dense"], cells, lead=True),
+        table=page.Table(
+            ["", "density", "PSNR", "SSIM", "FLIP", "held-out loss", "against dense"], cells, lead=True
+        ),
     )
 
 

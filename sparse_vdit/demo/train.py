@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -442,7 +443,7 @@ def read_counters(path: Path) -> dict[str, Any]:
 
 
 def export(out: Path, target: Path) -> None:
-    """Writes the averaged weights of a run as bfloat16 safetensors, with config.json and the loss curve.
+    """Writes the averaged weights of a run as bfloat16 safetensors, with SHA256, config.json and the loss curve.
 
     Args:
         out: The run's folder.
@@ -455,6 +456,9 @@ def export(out: Path, target: Path) -> None:
     }
     with _replacing(target / "weights.safetensors") as path:
         save_file(weights, path, metadata={"format": "pt"})
+    digest = hashlib.sha256((target / "weights.safetensors").read_bytes()).hexdigest()
+    with _replacing(target / "SHA256") as path:
+        path.write_text(f"{digest}  weights.safetensors\n", encoding="ascii")
     from diffusers import CogVideoXTransformer3DModel
 
     with torch.device("meta"):

@@ -77,7 +77,7 @@ class Decisions:
                     f"select: errors is {type(part).__name__}, expected HeadErrors, or some by name"
                 )
         if bins is not None:
-            found = {name: _rebinned(part, bins) for name, part in found.items()}
+            found = {name: joined(part, bins) for name, part in found.items()}
         if not found:
             raise ValueError("select: errors is empty, expected those of one transformer or more")
         if remainder not in REMAINDERS:
@@ -284,7 +284,7 @@ def sparsity(candidates: Candidates) -> Doubles:
     return np.ascontiguousarray((1.0 - candidates.density).clip(0.0, 1.0))
 
 
-def _rebinned(errors: HeadErrors, bins: Sequence[float]) -> HeadErrors:
+def joined(errors: HeadErrors, bins: Sequence[float]) -> HeadErrors:
     """Wider bins; says how many heads lose their mass stripes, which are other blocks in the joined bins."""
     found = errors.rebinned(bins)
     lost = int((found.stripes < 0).any(axis=-1).sum()) if (errors.stripes >= 0).all() else 0

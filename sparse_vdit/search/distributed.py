@@ -10,7 +10,7 @@ whole generation and the sum over all prompts is, bit for bit, that of one proce
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,18 +74,20 @@ class Ranks:
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX, group=self._group)
         return tensor.numpy()
 
-    def gather(self, count: int, read: Callable[[int], bytes]) -> Mapping[int, bytes]:
-        """The bytes of all prompts at rank 0, each from the process whose it is; nothing elsewhere."""
-        if self.size == 1:
-            return {number: read(number) for number in range(count)}
-        found: dict[int, bytes] = {}
-        for number in range(count):
+    def gather(self, count: int, read: Callable[[int], bytes], take: Callable[[int, bytes], object]) -> None:
+        """Gives rank 0 the bytes of all prompts of other processes, one after the other.
+
+        Args:
+            count: of the prompts.
+            read: the bytes of one of this process's.
+            take: at rank 0, what is done with those of another's.
+        """
+        for number in range(count) if self.size > 1 else ():
             owner = number % self.size
-            data = read(number) if owner == self.rank else b""
+            data = read(number) if owner == self.rank and owner != 0 else b""
             received = data if owner == 0 else self._passed(owner, data)
-            if self.rank == 0:
-                found[number] = received
-        return found
+            if self.rank == 0 and owner != 0:
+                take(number, received)
 
     def _passed(self, owner: int, data: bytes) -> bytes:
         """From `owner` to rank 0; others do nothing."""

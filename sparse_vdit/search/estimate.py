@@ -74,7 +74,7 @@ def estimated(
     return Estimate(
         options=int(candidates.count + candidates.takes_remainder.sum()),
         calls=calls,
-        memory_bytes=4 * file_bytes + 3 * step_bytes + prompts * file_bytes,
+        memory_bytes=7 * file_bytes + 3 * step_bytes,
         journal_bytes=steps * step_bytes,
         file_bytes=file_bytes,
         seconds=calls * _seconds_per_call(first, candidates, rows) + gradients * step_seconds,

@@ -214,10 +214,24 @@ class HeadErrors:
         return errors.astype(np.float32), bias.reshape(errors.shape).astype(np.float32)
 
     def mean_square(self) -> Doubles:
-        """Mean square error of each element of the output without remainder, float64 [.., count]: the paper's MSE."""
+        """Mean square error of each element of the output without remainder, float64 [.., count]: the paper's MSE.
+
+        Raises:
+            ValueError: the errors are projected ones.
+        """
         self.require_calls()
+        if self.measure != MEASURES[0]:
+            raise ValueError(
+                f"errors: these are {self.measure}, expected relative ones: the paper's error is of the heads' outputs"
+            )
         elements = self.calls[..., None, None] * float(self.rows * self.model.head_dim)
         return np.asarray(self.plain / elements)
+
+    @property
+    def default_weights(self) -> str:
+        """What errors are weighed by unless it is said: "sensitivity" where it was recorded, else "relative"."""
+        recorded = self.power is not None and bool(np.asarray(self.probes).any())
+        return "sensitivity" if recorded and self.measure == MEASURES[0] else "relative"
 
     def weights(self, measure: str = "relative") -> Doubles:
         """How much a relative error of each head counts, float64 [bins, layers, heads], mean 1 in every bin.
@@ -233,6 +247,11 @@ class HeadErrors:
             return np.ones(self.shape)
         felt = self.energy.astype(np.float64) / self.calls[..., None]
         if measure == "sensitivity":
+            if self.measure != MEASURES[0]:
+                raise ValueError(
+                    f"errors: these are {self.measure}, expected relative ones (of the heads' outputs, where "
+                    "sensitivity is measured); weigh them by relative or mse"
+                )
             felt = felt * self._felt()
         return np.asarray(felt / np.maximum(felt.mean(axis=(1, 2), keepdims=True), 1e-300))
 
@@ -286,43 +305,66 @@ class HeadErrors:
 
 
 def total(parts: Iterable[HeadErrors]) -> HeadErrors:
-    """The sums of recordings, added in float64 in the order given and rounded once."""
-    listed = list(parts)
-    if not listed:
+    """The sums of recordings, added in float64 in the order given and rounded once; one at a time is in memory."""
+    sums: _Sums | None = None
+    for part in parts:
+        if sums is None:
+            sums = _Sums(part)
+        else:
+            sums.add(part)
+    if sums is None:
         raise ValueError("errors: there is nothing to merge, expected at least one recording")
-    first = listed[0]
-    stripes = first.stripes
-    for other in listed[1:]:
-        _refuse_others(first, other)
-        stripes = _merged_stripes(stripes, other.stripes)
-    sums: dict[str, Any] = {
-        name: np.asarray(sum(getattr(part, name).astype(np.float64) for part in listed), np.float32)
-        for name in ("plain", "curve", "energy")
-    }
-    power, probes = _mean_power(listed)
-    samples = [sample for part in listed for sample in part.provenance.get("samples", [])]
-    return replace(
-        first,
-        **sums,
-        calls=np.asarray(sum(part.calls for part in listed), np.int64),
-        stripes=stripes,
-        power=power,
-        probes=probes,
-        provenance=first.provenance | ({"samples": samples} if samples else {}),
-    )
+    return sums.rounded()
 
 
-def _mean_power(parts: Sequence[HeadErrors]) -> tuple[Floats | None, NDArray[np.int64]]:
-    probes = np.asarray(sum(np.asarray(part.probes) for part in parts), np.int64)
-    summed = [
-        part.power.astype(np.float64) * np.asarray(part.probes)[:, None, None]
-        for part in parts
-        if part.power is not None
-    ]
-    if not summed:
-        return None, probes
-    mean = np.asarray(sum(summed)) / np.maximum(probes, 1)[:, None, None]
-    return mean.astype(np.float32), probes
+class _Sums:
+    """Running sums over recordings of one kind."""
+
+    def __init__(self, first: HeadErrors) -> None:
+        self.first, self.stripes = first, first.stripes
+        self.arrays = {name: getattr(first, name).astype(np.float64) for name in ("plain", "curve", "energy")}
+        self.calls, self.probes = first.calls.copy(), np.array(first.probes)
+        self.power = _weighted(first)
+        self.samples = list(first.provenance.get("samples", []))
+
+    def add(self, other: HeadErrors) -> None:
+        """One more.
+
+        Raises:
+            ValueError: it is of another kind, or of other mass stripes.
+        """
+        _refuse_others(self.first, other)
+        self.stripes = _merged_stripes(self.stripes, other.stripes)
+        for name, array in self.arrays.items():
+            array += getattr(other, name)
+        self.calls += other.calls
+        self.probes += np.asarray(other.probes)
+        power = _weighted(other)
+        if power is not None:
+            self.power = power if self.power is None else self.power + power
+        self.samples += other.provenance.get("samples", [])
+
+    def rounded(self) -> HeadErrors:
+        """The recording that they make."""
+        power = None
+        if self.power is not None:
+            power = (self.power / np.maximum(self.probes, 1)[:, None, None]).astype(np.float32)
+        return replace(
+            self.first,
+            **{name: array.astype(np.float32) for name, array in self.arrays.items()},
+            calls=self.calls,
+            stripes=self.stripes,
+            power=power,
+            probes=self.probes,
+            provenance=self.first.provenance | ({"samples": self.samples} if self.samples else {}),
+        )
+
+
+def _weighted(part: HeadErrors) -> Doubles | None:
+    """Sums of squared gradients: power is their mean."""
+    if part.power is None:
+        return None
+    return np.asarray(part.power.astype(np.float64) * np.asarray(part.probes)[:, None, None])
 
 
 def _refuse_others(first: HeadErrors, other: HeadErrors) -> None:

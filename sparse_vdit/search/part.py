@@ -257,8 +257,7 @@ def asked_of(
 def weights_of(errors: HeadErrors, weights: Any) -> tuple[str, Doubles]:
     """Name and values of the weights that `Decisions` was asked for."""
     if weights is None:
-        recorded = errors.power is not None and bool(np.asarray(errors.probes).all())
-        weights = "sensitivity" if recorded else "relative"
+        weights = errors.default_weights
     if isinstance(weights, str):
         return weights, errors.weights(weights)
     found = np.asarray(weights, dtype=np.float64)

@@ -185,14 +185,25 @@ class _Search:
                 if stated.get("weights") != self.identity["weights"]:
                     raise ValueError(
                         f"record: {str(self.out)!r} was measured on other weights, expected those of the given "
-                        "pipeline, another name or overwrite=True"
+                        "pipeline, another name or to overwrite it"
                     )
                 raise ValueError(
-                    f"record: {str(self.out)!r} is of another search, expected another name or overwrite=True"
+                    f"record: {str(self.out)!r} is of another search ({self._differs(stated)}), expected another name "
+                    "or to overwrite it"
                 )
             done = True
             self._tidy()
         return bool(self.ranks.share(np.array([done], dtype=np.int32))[0])
+
+    def _differs(self, stated: Mapping[str, Any]) -> str:
+        """The first thing that a finished file's provenance says otherwise."""
+        mine = self._provenance(self.samples)
+        names = [
+            name for name in mine if name not in ("made_by", "search") and stated.get(name) != mine[name]
+        ]
+        if not names:
+            return "its candidates, bins, rows or seed"
+        return f"{names[0]} {shown(stated.get(names[0]))} instead of {shown(mine[names[0]])}"
 
     def open(self) -> None:
         """Makes or checks the folder and takes over the mass stripes of all that is done."""
@@ -270,8 +281,8 @@ class _Search:
 
     def finish(self) -> dict[str, HeadErrors]:
         """All parts, from all processes, added in the order of the prompts."""
-        found = self.ranks.gather(len(self.samples), lambda number: self.part(number).read_bytes())
-        errors = {} if self.ranks.rank else self._merged(found)
+        self.ranks.gather(len(self.samples), lambda number: self.part(number).read_bytes(), self._take)
+        errors = {} if self.ranks.rank else self._merged()
         self.ranks.share(np.zeros(1, dtype=np.int32))  # nobody deletes before the file is there
         self._tidy()
         return errors
@@ -282,13 +293,15 @@ class _Search:
         for stray in self.out.parent.glob(f".{self.out.name}.*.tmp"):  # of a writer that was killed
             stray.unlink(missing_ok=True)
 
-    def _merged(self, found: Mapping[int, bytes]) -> dict[str, HeadErrors]:
-        for number, data in found.items():
-            if not self.part(number).exists():  # measured on another machine
-                write_file(self.part(number), data)
-        parts = [self._loaded(number) for number in range(len(self.samples))]
+    def _take(self, number: int, data: bytes) -> None:
+        if not self.part(number).exists():  # measured on another machine
+            write_file(self.part(number), data)
+
+    def _merged(self) -> dict[str, HeadErrors]:
+        numbers = range(len(self.samples))
         errors = {
-            name: total([part[name] for part in parts]).without_empty_bins() for name in self.recorder.models
+            name: total(self._loaded(number)[name] for number in numbers).without_empty_bins()
+            for name in self.recorder.models
         }
         save(self.out, errors)
         return errors

@@ -12,8 +12,11 @@ from typing import Any
 
 from sparse_vdit.plan import SparsePlan
 from sparse_vdit.search import HeadErrors
+from sparse_vdit.search.candidates import Candidates
 from sparse_vdit.search.cost import CostModel
+from sparse_vdit.search.decisions import joined
 from sparse_vdit.search.hardware import Machine
+from sparse_vdit.search.part import asked_of
 from sparse_vdit.search.select import select
 
 from .stock import Stock
@@ -56,16 +59,55 @@ class Request:
     mode_density: float = PAPER_DENSITY
     among: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        paper = self.objective == "paper"
+        idle = {"threshold": not paper, "max_layer_error": paper, "target_psnr": paper, "max_error": paper}
+        for name, is_idle in idle.items():
+            if is_idle and getattr(self, name) is not None:
+                raise ValueError(
+                    f"plan: {name} is {getattr(self, name):g} with the {self.objective} rule, expected the other rule"
+                )
+
     @property
     def has_dial(self) -> bool:
         """Whether anything is asked for besides the objective."""
         dials = (self.speedup, self.step_ms, self.max_error, self.target_psnr)
         return any(dial is not None for dial in dials)
 
+    def check(self, candidates: Candidates, bins: tuple[float, ...], stock: Stock | None = None) -> None:
+        """Refuses before anything is measured what can only fail after it.
+
+        Args:
+            candidates: that will be measured.
+            bins: edges of noise level that will be recorded.
+            stock: the dense step, if it is known.
+
+        Raises:
+            ValueError: one sentence.
+        """
+        if self.kinds is not None:
+            asked_of(candidates, None, list(self.kinds))
+        strange = [edge for edge in self.bins or () if edge not in bins]
+        if strange:
+            raise ValueError(
+                f"plan: bins holds {strange[0]:g}, expected edges among {', '.join(f'{edge:g}' for edge in bins)}"
+            )
+        if stock is None:
+            return
+        if self.speedup is not None and self.speedup > stock.ceiling:
+            raise ValueError(
+                f"plan: speedup is {self.speedup:g}, expected at most {stock.ceiling:.2f}: a step without any attention"
+            )
+        if self.step_ms is not None and self.step_ms <= stock.rest_ms:
+            raise ValueError(
+                f"plan: step_ms is {self.step_ms:g}, expected {stock.rest_ms:.4g} (a step without any attention) to "
+                f"{stock.step_ms:.4g}"
+            )
+
     def binned(self, errors: Errors) -> dict[str, HeadErrors]:
         """The recording in the bins asked for."""
         bins = self.bins
-        return dict(errors) if bins is None else {name: part.rebinned(bins) for name, part in errors.items()}
+        return dict(errors) if bins is None else {name: joined(part, bins) for name, part in errors.items()}
 
     def options(self, stock: Stock | None) -> dict[str, Any]:
         """Arguments of `search.select`, dials apart."""

@@ -82,7 +82,7 @@ def why(
             f"{part.pattern(number, layer, head).name}"
         )
         lines += _table(options, mine, every)
-        if part.bins[number] >= part.dense_above:
+        if request.dense_above is not None and part.bins[number] >= part.dense_above:
             lines.append(
                 f"  Steps above noise level {part.dense_above:g} are dense: this choice is never used."
             )

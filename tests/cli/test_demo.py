@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,7 +80,8 @@ def test_report_json_has_the_promised_keys(finished: Path) -> None:
     found = json.loads((finished / "report.json").read_text())
     assert not [key for key in KEYS if key not in found]
     for control in ("random", "uniform", "permuted"):
-        assert set(found["controls"][control]) == {"psnr_db", "ssim", "heldout_loss"}
+        assert set(found["controls"][control]) == {"psnr_db", "ssim", "heldout_loss", "density"}
+        assert found["controls"][control]["density"] == pytest.approx(found["density"], abs=0.05)
     assert found["speedup"] == pytest.approx(found["dense_s_per_step"] / found["sparse_s_per_step"])
     assert sum(found["head_families"].values()) == 4
     assert 0 < found["density"] <= 0.25
@@ -277,6 +279,23 @@ def test_generating_twice_gives_the_same_video(checkpoint: Path) -> None:
     assert (one.video != other.video).any()
     assert one.video.shape == (16, 3, 64, 64)
     assert one.noise == (0.999,)
+
+
+def test_the_embedded_weights_are_those_whose_hash_is_recorded() -> None:
+    wanted = (pipeline.MODEL / "SHA256").read_text("ascii").split()
+    assert wanted == [pipeline.check_weights(pipeline.MODEL), "weights.safetensors"]
+
+
+def test_other_weights_than_recorded_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "weights.safetensors"):
+        shutil.copy(checkpoint / name, tmp_path)
+    found = pipeline.check_weights(tmp_path)
+    (tmp_path / "SHA256").write_text(f"{found}  weights.safetensors\n")
+    pipeline.load(tmp_path)
+    for said in ("0" * 64, "", "\xff"):
+        (tmp_path / "SHA256").write_text(said)
+        with pytest.raises(ValueError, match=f"demo: the weights in .* have the SHA-256 {found[:16]}"):
+            pipeline.load(tmp_path)
 
 
 def test_positions_and_scheduler_are_those_of_training(checkpoint: Path) -> None:

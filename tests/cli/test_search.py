@@ -26,6 +26,7 @@ from kit import saved  # noqa: E402
 from sparse_vdit import SparsePlan  # noqa: E402
 from sparse_vdit.cli import main, search  # noqa: E402
 from sparse_vdit.search import Candidates, errors_file  # noqa: E402
+from sparse_vdit.search.distributed import Ranks  # noqa: E402
 from sparse_vdit.search.weights import weights_of  # noqa: E402
 from sparse_vdit.verify import Stock, Verification, open_pipeline  # noqa: E402
 from sparse_vdit.verify.folder import Folder  # noqa: E402
@@ -127,6 +128,7 @@ def test_all_files_are_there_and_say_the_same(finished: tuple[Path, str], inputs
         plan.geometry == stock(inputs).geometry(16, 16) == Candidates.load(out / "candidates.json").geometry
     )
     assert plan.provenance["asked"]["max_error"] == 0.05
+    assert plan.provenance["weights"] == "sensitivity", "measured in three of the bins, it weighs in all"
     assert 0 < plan.density() < 1
     found = Verification.load(out)
     assert found.plan_hash == plan.hash
@@ -178,7 +180,9 @@ def test_called_again_it_only_plans(
 
 def test_another_search_in_the_same_folder_is_refused(inputs: Path, copy: Path, capsys) -> None:
     error = refused(capsys, *command(inputs, copy, "--rows", "8"))
-    assert "is of another search, expected another name or overwrite=True" in error
+    assert "is of another search (its candidates, bins, rows or seed), expected another name or to" in error
+    error = refused(capsys, *command(inputs, copy, "--listen", "1"))
+    assert "is of another search (listen None instead of 1), expected another name" in error
     assert SparsePlan.from_pretrained(copy) is not None
 
 
@@ -190,6 +194,50 @@ def test_another_model_in_the_same_folder_is_refused(inputs: Path, copy: Path, c
     assert f"search: {str(copy)!r} was measured on other weights than those of" in error
     assert "expected another --out or --overwrite" in error
     assert Stock.load(copy) == other
+
+
+def test_what_can_only_fail_later_is_refused_before_anything_is_measured(
+    inputs: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    stock(inputs).save(out)  # attention is half of the step
+    for arguments, sentence in (
+        (["--speedup", "2.5"], "plan: speedup is 2.5, expected at most 2.00: a step without any attention"),
+        (["--time-per-step-ms", "9"], "plan: step_ms is 9, expected 10 (a step without any attention) to 20"),
+        (["--kinds", "spiral"], "select: no candidate is of the kind 'spiral', expected kinds out of"),
+        (["--bins", "0,0.45,1"], "plan: bins holds 0.45, expected edges among 0, 0.1, 0.2"),
+        (["--target-psnr", "30", "--objective", "paper"], "plan: target_psnr is 30 with the paper rule"),
+        (["--threshold", "0.5"], "plan: threshold is 0.5 with the budget rule, expected the other rule"),
+    ):
+        assert sentence in refused(capsys, *command(inputs, out, *arguments))
+    assert not list(out.glob("errors*"))
+
+
+def test_more_processes_than_other_prompts_are_refused_at_once(
+    inputs: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(
+        "sparse_vdit.search.distributed.Ranks.from_environment", classmethod(lambda kind: kind(0, 2))
+    )
+    error = refused(capsys, *command(inputs, tmp_path / "out", "--others", str(inputs / "b.txt")))
+    assert "distributed: there are 2 processes for 1 prompts, expected at most as many" in error
+
+
+def test_the_transfer_has_the_mass_stripes_of_the_calibration_on_every_rank(
+    inputs: Path, finished: tuple[Path, str], monkeypatch
+) -> None:
+    """Rank 0 has the errors and tells the others, whose records would else be of another search."""
+    errors = errors_file.load(finished[0] / "errors.safetensors")
+    candidates = Candidates.load(finished[0] / "candidates.json")
+    models = {name: part.model for name, part in errors.items()}
+    bins = tuple(number / 10 for number in range(11))
+    told: list[Any] = []
+    monkeypatch.setattr(Ranks, "share", lambda self, array: told.append(array) or told[0])
+    first = search._stripes(errors, Ranks(0, 2), models, candidates, bins)["transformer"]
+    other = search._stripes({}, Ranks(1, 2), models, candidates, bins)["transformer"]
+    assert (first == other).all()
+    assert (first >= 0).all()
+    assert first.shape == told[1].shape == (10, *errors["transformer"].shape[1:], candidates.stripe_blocks)
 
 
 def test_an_interrupted_search_goes_on_to_the_same_bytes(
@@ -305,6 +353,15 @@ def test_impossible_dials_name_the_reachable_range(copy: Path, capsys) -> None:
     assert "cost: speedup is 50, expected more than 0 and less than 2: attention is 50 % of the step" in error
     error = refused(capsys, "plan", "--from", copy, "--time-per-step-ms", "10.01", "--kinds", "diagonal")
     assert "are reachable, speedups of a step from 1 to" in error
+
+
+def test_plan_with_a_model_of_other_weights_is_refused(inputs: Path, copy: Path, capsys) -> None:
+    replace(Stock.load(copy), weights={"transformer": "0" * 64}).save(copy)
+    again = ["plan", "--from", copy, "--model", inputs / "model", "--prompts", inputs / "a.txt"]
+    error = refused(capsys, *again, "--verify", "1", "--model-dtype", "float32")
+    assert f"plan: {str(copy)!r} was measured on other weights than those of" in error
+    error = refused(capsys, *again, "--others", inputs / "b.txt")
+    assert "plan: --others is given without --verify, expected both" in error
 
 
 def test_explain_gives_the_front_and_the_reason(copy: Path, capsys) -> None:

@@ -93,6 +93,17 @@ def test_weights_and_mean_squares(rng: np.random.Generator) -> None:
         made(rng).weights("sensitivity")
 
 
+def test_sensitivity_is_the_default_where_any_was_measured(rng: np.random.Generator) -> None:
+    power = rng.random((3, 2, 3), np.float32)
+    assert made(rng).default_weights == "relative"
+    assert made(rng, power=power, probes=np.array([0, 1, 0])).default_weights == "sensitivity"
+    projected = made(rng, power=power, measure="projected")
+    assert projected.default_weights == "relative"
+    for asks in (lambda: projected.weights("sensitivity"), projected.mean_square):
+        with pytest.raises(ValueError, match="errors: these are projected, expected relative ones"):
+            asks()
+
+
 def test_power_lies_between_that_of_the_measured_bins(rng: np.random.Generator) -> None:
     power = rng.random((3, 2, 3), np.float32)
     between = power.astype(np.float64)

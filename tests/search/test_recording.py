@@ -199,7 +199,9 @@ def test_a_finished_search_is_not_run_again(small: tiny.Tiny, tmp_path: Path, wh
     out.write_bytes(whole)
     found = search(out, small, progress=True)
     assert set(found) == {"transformer", "transformer_2"}
-    with pytest.raises(ValueError, match="is of another search, expected another name or overwrite=True"):
+    with pytest.raises(
+        ValueError, match=r"is of another search \(.*\), expected another name or to overwrite it"
+    ):
         search(out, small, seed=1)
     assert out.read_bytes() == whole
     search(out, small, seed=1, samples=SAMPLES[:1], power=0, overwrite=True)
