@@ -1,5 +1,5 @@
-"""Measures attention, how well its cost is predicted, or what rules are worth in decibels at equal time:
-`python benchmarks/bench.py attention|cost|quality [--quick] [--json FILE] [--threads N]`.
+"""Measures attention, how well its cost is predicted, what rules are worth in decibels at equal time, or what the
+search takes: `python benchmarks/bench.py attention|cost|quality|search [--quick] [--json FILE] [--threads N]`.
 
 Prints a table and, on request, writes its rows as JSON. Numbers mean what README.md beside this file says.
 """
@@ -21,6 +21,7 @@ import cases
 import cost
 import numpy as np
 import quality
+import search
 import timing
 import torch
 
@@ -291,6 +292,10 @@ def measure_quality(options: Options) -> list[Row]:
     return quality.measure_quality(options, common_fields(options))
 
 
+def measure_search(options: Options) -> list[Row]:
+    return search.measure_search(options, common_fields(options) | quality.versions())
+
+
 def measure_cost(options: Options) -> list[Row]:
     rows = cost.cost_rows(options, common_fields(options))
     rows = [{key: row[key] for key in cost.COST_KEYS} for row in rows]
@@ -300,11 +305,12 @@ def measure_cost(options: Options) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["attention", "cost", "quality"])
+    parser.add_argument("what", choices=["attention", "cost", "quality", "search"])
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="within a minute: float32, 8,192 tokens, 2 heads; quality: 2 clips of 3 steps, minutes",
+        help="within a minute: float32, 8,192 tokens, 2 heads; quality: 2 clips of 3 steps, minutes; "
+        "search: small sizes alone",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     parser.add_argument("--threads", type=int, metavar="N", help="default 1; quality: all cores")
@@ -331,7 +337,12 @@ def main() -> None:
     print(
         f"{device_name()}, isa {build_info()['isa']}, {options.threads} thread(s), torch {torch.__version__}"
     )
-    measure = {"attention": measure_attention, "cost": measure_cost, "quality": measure_quality}
+    measure = {
+        "attention": measure_attention,
+        "cost": measure_cost,
+        "quality": measure_quality,
+        "search": measure_search,
+    }
     rows = measure[options.what](options)
     if options.json:
         write_file(options.json, (json.dumps(rows, indent=1) + "\n").encode())

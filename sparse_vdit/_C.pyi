@@ -74,7 +74,7 @@ def attention_reference(
     kv_len: NDArray[np.int64] | None,
     scale: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
-def cost_layer(
+def cost_layers(
     hardware: NDArray[np.float64],
     geometry: Ints,
     visit_rows: NDArray[np.uint32],
@@ -83,7 +83,7 @@ def cost_layer(
     remainder: Masks,
     orders: NDArray[np.int32],
     batch: int,
-) -> tuple[float, NDArray[np.float64]]: ...
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 def cost_heads(
     hardware: NDArray[np.float64],
     geometry: Ints,

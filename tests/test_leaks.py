@@ -136,9 +136,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     "select_budget, reach": lambda: budget(0.1),
     "select_budget, objective": lambda: budget(5.0, "beauty"),
     "select_budget, times": lambda: budget(5.0, times=TIMES[:, :1].copy()),
-    "cost_layer": lambda: _C.cost_layer(HARDWARE, *PRICED, LAYER.choice, FLAGS, ORDERS, 1),
-    "cost_layer, choice": lambda: _C.cost_layer(
-        HARDWARE, *PRICED, LAYER.choice + np.int32(9), FLAGS, ORDERS, 1
+    "cost_layers": lambda: _C.cost_layers(HARDWARE, *PRICED, LAYER.choice[None], FLAGS[None], ORDERS, 1),
+    "cost_layers, choice": lambda: _C.cost_layers(
+        HARDWARE, *PRICED, LAYER.choice[None] + np.int32(9), FLAGS[None], ORDERS, 1
     ),
     "cost_heads": lambda: _C.cost_heads(HARDWARE, *PRICED, ORDERS, 1, 2),
     "cost_heads, hardware": lambda: _C.cost_heads(HARDWARE[:3].copy(), *PRICED, ORDERS, 1, 2),

@@ -1,4 +1,4 @@
-/* cost.c — prices for Python: _C.cost_layer, _C.cost_heads; the constants: _C.hardware_names, _C.hardware_engine. */
+/* cost.c — prices for Python: _C.cost_layers, _C.cost_heads; the constants: _C.hardware_names, _C.hardware_engine. */
 #include "search/cost.h"
 
 #include "pyext/convert.h"
@@ -36,37 +36,39 @@ static sv_status take_pool(const cost_door *d, cost_call *out) {
   return SV_OK;
 }
 
-SVPY_FUNCTION(svpy_cost_layer) {
+SVPY_FUNCTION(svpy_cost_layers) {
   static char *names[] = {"hardware",  "geometry", "visit_rows", "codes", "choice",
                           "remainder", "orders",   "batch",      NULL};
   cost_door d = {0};
   PyObject *choice, *remainder;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOL:cost_layer", names, &d.hardware, &d.geometry,
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOOOOL:cost_layers", names, &d.hardware, &d.geometry,
                                    &d.rows, &d.codes, &choice, &remainder, &d.orders, &d.batch))
     return NULL;
   cost_call c = {0};
-  const int64_t any[] = {SVPY_ANY};
+  const int64_t any[] = {SVPY_ANY, SVPY_ANY};
+  int64_t mixes[] = {0, 0};
   PyArrayObject *choices, *flags;
-  sv_status status = svpy_to_array("cost", "choice", choice, NPY_INT32, 1, any, &choices);
+  sv_status status = svpy_to_array("cost", "choice", choice, NPY_INT32, 2, any, &choices);
   if (status == SV_OK) {
-    d.heads = PyArray_DIM(choices, 0);
+    for (int i = 0; i < 2; i++) mixes[i] = PyArray_DIM(choices, i);
+    d.heads = mixes[1];
     status = take_pool(&d, &c);
   }
-  const int64_t n_heads = d.heads;
-  if (status == SV_OK) status = svpy_to_array("cost", "remainder", remainder, NPY_BOOL, 1, &n_heads, &flags);
+  if (status == SV_OK) status = svpy_to_array("cost", "remainder", remainder, NPY_BOOL, 2, mixes, &flags);
   if (status != SV_OK) return svpy_raise(module, status, NULL);
-  npy_intp shape = (npy_intp)n_heads;
-  PyObject *head_ms = PyArray_SimpleNew(1, &shape, NPY_DOUBLE), *result = NULL;
-  if (!head_ms) return NULL;
-  double ms = 0.0;
+  npy_intp shape[] = {(npy_intp)mixes[0], (npy_intp)mixes[1]};
+  PyObject *ms = PyArray_SimpleNew(1, shape, NPY_DOUBLE), *head_ms = PyArray_SimpleNew(2, shape, NPY_DOUBLE);
+  PyObject *result = ms && head_ms ? PyTuple_Pack(2, ms, head_ms) : NULL;
+  Py_XDECREF(ms);
+  Py_XDECREF(head_ms);
+  if (!result) return NULL;
   svpy_poll poll;
   svpy_poll_open(&poll);
   Py_BEGIN_ALLOW_THREADS;
-  status = sv_cost_layer(&c.hardware, &c.pool, PyArray_DATA(choices), PyArray_DATA(flags), &poll.poll, &ms,
-                         PyArray_DATA((PyArrayObject *)head_ms));
+  status =
+      sv_cost_layers(&c.hardware, &c.pool, mixes[0], PyArray_DATA(choices), PyArray_DATA(flags), &poll.poll,
+                     PyArray_DATA((PyArrayObject *)ms), PyArray_DATA((PyArrayObject *)head_ms));
   Py_END_ALLOW_THREADS;
-  if (status == SV_OK) result = Py_BuildValue("dO", ms, head_ms);
-  Py_DECREF(head_ms);
   return svpy_finish(module, status, &poll, result);
 }
 

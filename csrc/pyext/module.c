@@ -26,7 +26,7 @@ static PyMethodDef functions[] = {
     ENTRY("attention_reference", svpy_attention_reference),
     ENTRY("attention_engine", svpy_attention_engine),
     ENTRY("fma_peak", svpy_fma_peak),
-    ENTRY("cost_layer", svpy_cost_layer),
+    ENTRY("cost_layers", svpy_cost_layers),
     ENTRY("cost_heads", svpy_cost_heads),
     ENTRY("hardware_names", svpy_hardware_names),
     ENTRY("hardware_engine", svpy_hardware_engine),

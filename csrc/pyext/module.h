@@ -42,7 +42,7 @@ SVPY_FUNCTION(svpy_attention_pointers);
 SVPY_FUNCTION(svpy_attention_reference);
 SVPY_FUNCTION(svpy_attention_engine);
 SVPY_FUNCTION(svpy_fma_peak);
-SVPY_FUNCTION(svpy_cost_layer);
+SVPY_FUNCTION(svpy_cost_layers);
 SVPY_FUNCTION(svpy_cost_heads);
 SVPY_FUNCTION(svpy_hardware_names);
 SVPY_FUNCTION(svpy_hardware_engine);

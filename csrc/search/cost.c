@@ -191,51 +191,103 @@ double sv_cost_makespan(const double *times, int64_t n, int64_t workers, double 
   return longest;
 }
 
+/* What the heads at hand have, priced once: slot [2P] of each (pattern, with remainder), -1 where no head has it. */
+typedef struct priced {
+  int32_t *slot;
+  head_price *heads; /* [n_slots] */
+  double *item_us;   /* [n_slots, nq] */
+  int64_t n_slots;
+} priced;
+
 typedef struct schedule {
   sv_item *items; /* [H * nq] */
-  double *us;     /* [H, nq] */
   double *times;  /* [H * nq * B] in the engine's order */
   double *loads;  /* [workers] */
   int64_t n_items;
 } schedule;
 
-static sv_status open_schedule(const pricing *p, schedule *out, void **block) {
+static int64_t option_of(int32_t pattern, uint8_t with_remainder) {
+  return 2 * (int64_t)pattern + (with_remainder != 0);
+}
+
+static sv_status count_slots(const pricing *p, int64_t n, const int32_t *choice, const uint8_t *remainder,
+                             priced *out) {
+  for (int64_t i = 0; i < 2 * p->pool->n_patterns; i++) out->slot[i] = -1;
+  for (int64_t i = 0; i < n; i++) {
+    if (choice[i] < 0 || choice[i] >= p->pool->n_patterns)
+      return sv_fail(SV_ERR_ARG, "cost: choice[%" PRId64 "] is %d, expected 0..%" PRId64, i, (int)choice[i],
+                     p->pool->n_patterns - 1);
+    int32_t *slot = out->slot + option_of(choice[i], remainder[i]);
+    if (*slot < 0) *slot = (int32_t)out->n_slots++;
+  }
+  return SV_OK;
+}
+
+static sv_status price_slots(const pricing *p, const sv_poll *poll, priced *out) {
+  for (int64_t i = 0; i < 2 * p->pool->n_patterns; i++) {
+    if (out->slot[i] < 0) continue;
+    if (sv_poll_interrupted(poll)) return sv_fail(SV_ERR_INTERRUPTED, "cost: interrupted");
+    SV_TRY(
+        price_head(p, i / 2, i % 2 == 1, out->item_us + out->slot[i] * p->n_rows, out->heads + out->slot[i]));
+  }
+  return SV_OK;
+}
+
+static sv_status open_schedule(const pricing *p, int64_t n_slots, priced *prices, schedule *out,
+                               void **block) {
   size_t n = (size_t)(p->pool->n_heads * p->n_rows), n_workers = (size_t)p->hardware->workers;
-  size_t n_doubles = n * (1 + (size_t)p->pool->n_samples) + n_workers;
-  SV_TRY(sv_scratch_alloc("cost", n * sizeof(sv_item) + n_doubles * sizeof(double), block));
-  out->us = *block;
-  out->times = out->us + n;
-  out->loads = out->times + n * (size_t)p->pool->n_samples;
-  out->items = (sv_item *)(void *)(out->loads + n_workers);
+  size_t n_times = n * (size_t)p->pool->n_samples, n_priced = (size_t)(n_slots * p->n_rows);
+  SV_TRY(sv_scratch_alloc("cost",
+                          n * sizeof(sv_item) + (n_times + n_workers + n_priced) * sizeof(double) +
+                              (size_t)n_slots * sizeof(head_price),
+                          block));
+  out->times = *block;
+  out->loads = out->times + n_times;
+  prices->item_us = out->loads + n_workers;
+  prices->heads = (head_price *)(void *)(prices->item_us + n_priced);
+  out->items = (sv_item *)(void *)(prices->heads + n_slots);
   return SV_OK;
 }
 
 /* The engine's order: longest first by visits, the samples of an item one after the other. */
-static double play_schedule(const pricing *p, schedule *s) {
+static double play_schedule(const pricing *p, const priced *prices, const int32_t *choice,
+                            const uint8_t *remainder, schedule *s) {
   int64_t n = 0;
   for (int64_t i = 0; i < s->n_items; i++) {
-    double us = s->us[(int64_t)SV_ITEM_HEAD(s->items[i]) * p->n_rows + s->items[i].query_block];
+    int64_t head = (int64_t)SV_ITEM_HEAD(s->items[i]);
+    int64_t slot = prices->slot[option_of(choice[head], remainder[head])];
+    double us = prices->item_us[slot * p->n_rows + s->items[i].query_block];
     for (int64_t b = 0; b < p->pool->n_samples; b++) s->times[n++] = us;
   }
   return sv_cost_makespan(s->times, n, (int64_t)p->hardware->workers, s->loads);
 }
 
-static sv_status price_layer(const pricing *p, const int32_t *choice, const uint8_t *remainder,
-                             const sv_poll *poll, schedule *s, double *out_ms, double *out_head_ms) {
+static sv_status price_layer(const pricing *p, const priced *prices, const int32_t *choice,
+                             const uint8_t *remainder, const sv_poll *poll, schedule *s, double *out_ms,
+                             double *out_head_ms) {
   const sv_cost_pool *pool = p->pool;
   double packing_us = 0.0, zeros_us = 0.0, n_samples = (double)pool->n_samples;
   SV_TRY(sv_visits_items(&pool->geometry, pool->rows, pool->n_patterns, choice, remainder, pool->n_heads,
                          poll, s->items, &s->n_items));
   for (int64_t h = 0; h < pool->n_heads; h++) {
-    if (sv_poll_interrupted(poll)) return sv_fail(SV_ERR_INTERRUPTED, "cost: interrupted");
-    head_price head;
-    SV_TRY(price_head(p, choice[h], remainder[h] != 0, s->us + h * p->n_rows, &head));
-    packing_us += head.packing_us;
-    zeros_us += head.zeros_us;
-    out_head_ms[h] = share_ms(p, &head);
+    const head_price *head = prices->heads + prices->slot[option_of(choice[h], remainder[h])];
+    packing_us += head->packing_us;
+    zeros_us += head->zeros_us;
+    out_head_ms[h] = share_ms(p, head);
   }
   double shared_us = (packing_us + zeros_us) * n_samples / p->hardware->workers;
-  *out_ms = (p->hardware->launch_us + shared_us + play_schedule(p, s)) / US_PER_MS;
+  *out_ms = (p->hardware->launch_us + shared_us + play_schedule(p, prices, choice, remainder, s)) / US_PER_MS;
+  return SV_OK;
+}
+
+static sv_status price_layers(const pricing *p, const priced *prices, int64_t n_layers, const int32_t *choice,
+                              const uint8_t *remainder, const sv_poll *poll, schedule *s, double *out_ms,
+                              double *out_head_ms) {
+  for (int64_t l = 0; l < n_layers; l++) {
+    int64_t first = l * p->pool->n_heads;
+    SV_TRY(
+        price_layer(p, prices, choice + first, remainder + first, poll, s, out_ms + l, out_head_ms + first));
+  }
   return SV_OK;
 }
 
@@ -255,15 +307,23 @@ static sv_status check_pool(const sv_cost_pool *pool) {
   return SV_OK;
 }
 
-sv_status sv_cost_layer(const sv_hardware *hardware, const sv_cost_pool *pool, const int32_t *choice,
-                        const uint8_t *remainder, const sv_poll *poll, double *out_ms, double *out_head_ms) {
+sv_status sv_cost_layers(const sv_hardware *hardware, const sv_cost_pool *pool, int64_t n_layers,
+                         const int32_t *choice, const uint8_t *remainder, const sv_poll *poll, double *out_ms,
+                         double *out_head_ms) {
   SV_TRY(check_pool(pool));
   pricing p = open_pricing(hardware, pool);
+  priced prices = {0};
   schedule s = {0};
-  void *block = NULL;
-  SV_TRY(open_schedule(&p, &s, &block));
-  sv_status status = price_layer(&p, choice, remainder, poll, &s, out_ms, out_head_ms);
+  void *slots = NULL, *block = NULL;
+  SV_TRY(sv_scratch_alloc("cost", 2 * (size_t)pool->n_patterns * sizeof(int32_t), &slots));
+  prices.slot = slots;
+  sv_status status = count_slots(&p, n_layers * pool->n_heads, choice, remainder, &prices);
+  if (status == SV_OK) status = open_schedule(&p, prices.n_slots, &prices, &s, &block);
+  if (status == SV_OK) status = price_slots(&p, poll, &prices);
+  if (status == SV_OK)
+    status = price_layers(&p, &prices, n_layers, choice, remainder, poll, &s, out_ms, out_head_ms);
   sv_scratch_free(block);
+  sv_scratch_free(slots);
   return status;
 }
 

@@ -30,13 +30,15 @@ typedef struct sv_cost_pool {
   int64_t n_heads;       /* H of the layer */
 } sv_cost_pool;
 
-/* sv_cost_layer — one call with any mix of patterns.
- *   choice      [H] in 0..P-1     remainder [H] 0/1: with pseudo keys (no matter where the visits have none)
- *   out_ms      the call; out_head_ms [H] additive share of each head: its own work over the workers
- *   equation    out_ms >= launch + sum of out_head_ms, equal for one worker
- *   contract    [alloc scratch O(B H nq) | errors ARG NOMEM INTERRUPTED | any thread | no GIL | bitwise repeatable] */
-sv_status sv_cost_layer(const sv_hardware *hardware, const sv_cost_pool *pool, const int32_t *choice,
-                        const uint8_t *remainder, const sv_poll *poll, double *out_ms, double *out_head_ms);
+/* sv_cost_layers — calls with any mixes of patterns; a pattern is priced once however many heads have it.
+ *   choice      [L, H] in 0..P-1  remainder [L, H] 0/1: with pseudo keys (no matter where the visits have none)
+ *   out_ms      [L] each call; out_head_ms [L, H] additive share of each head: its own work over the workers
+ *   equation    out_ms >= launch + sum of its out_head_ms, equal for one worker
+ *   contract    [alloc scratch O(P + min(2P, L H) nq + B H nq) | errors ARG NOMEM INTERRUPTED | any thread | no GIL |
+ *               bitwise repeatable, the same for a layer alone and among others] */
+sv_status sv_cost_layers(const sv_hardware *hardware, const sv_cost_pool *pool, int64_t n_layers,
+                         const int32_t *choice, const uint8_t *remainder, const sv_poll *poll, double *out_ms,
+                         double *out_head_ms);
 /* sv_cost_heads — the additive share of a head with each pattern.
  *   out_ms      [P, 2]: plain, with remainder
  *   contract    [no alloc | errors ARG INTERRUPTED | any thread | no GIL | bitwise repeatable] */

@@ -2,7 +2,7 @@
 
 Each layer is a set of block masks that stresses one piece: few or many key blocks, in one run or scattered, with
 means, in another order, skipped. What a layer should cost is linear in the constants, so the matrix of the fit is
-made by the cost model itself (`_C.cost_layer` with one constant 1 and the others 0): there is no second copy of the
+made by the cost model itself (`_C.cost_layers` with one constant 1 and the others 0): there is no second copy of the
 equation. Layers take turns, round after round; what is fitted are medians over rounds, a round's own speed taken
 out. All workers run: what they share, they share here too. Layers of random heads, which the fit does not see,
 take their turns too and are the check.

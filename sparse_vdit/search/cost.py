@@ -213,7 +213,10 @@ class CostModel:
         rows, codes = self._pool.visits
         orders = np.array(self._pool.order_rows, dtype=np.int32)
         ints = self.geometry.to_ints()
-        return _C.cost_layer(self.hardware.array, ints, rows, codes, choice, remainder, orders, self.batch)[0]
+        found = _C.cost_layers(
+            self.hardware.array, ints, rows, codes, choice[None], remainder[None], orders, self.batch
+        )
+        return float(found[0][0])
 
     @cached_property
     def dense_layer_ms(self) -> float:
@@ -281,9 +284,10 @@ def price_layer(hardware: Hardware, layer: LayerPlan, batch: int = 1) -> tuple[f
     orders[layer.choice] = layer.head_table[:, 0]
     remainder = np.array([beta is not None for beta in layer.remainders], dtype=bool)
     ints = layer.geometry.to_ints()
-    return _C.cost_layer(
-        hardware.array, ints, layer.rows, layer.codes, layer.choice, remainder, orders, batch
+    ms, head_ms = _C.cost_layers(
+        hardware.array, ints, layer.rows, layer.codes, layer.choice[None], remainder[None], orders, batch
     )
+    return float(ms[0]), head_ms[0]
 
 
 @dataclass

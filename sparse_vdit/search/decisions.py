@@ -215,14 +215,16 @@ class Decisions:
         for name, part in self.parts.items():
             dense = part.dense_layer_ms(dense_ms)
             total += part.dense_steps * part.errors.model.layers * dense
-            for bin_, layer in np.ndindex(part.errors.shape[:2]):
-                row = made[name][bin_, layer]
-                if part.steps[bin_] == 0:
-                    continue
-                found = dense if (row == part.full).all() else part.layer_ms(row)
-                if guard and found >= dense:
-                    row[:], found = part.full, dense
-                total += float(part.steps[bin_]) * found
+            used = part.steps > 0
+            rows = made[name][used]  # [bins with steps, layers, heads]
+            is_full = (rows == part.full).all(axis=-1)
+            found = np.full(is_full.shape, dense)
+            found[~is_full] = part.layers_ms(rows[~is_full])
+            if guard:
+                rows[found >= dense] = part.full
+                found = np.minimum(found, dense)
+                made[name][used] = rows
+            total += float((part.steps[used][:, None] * found).sum())
         return made, total
 
     def dense_attention_ms(self, dense_ms: float | None = None) -> float:
@@ -272,10 +274,10 @@ class Decisions:
         for name, part in self.parts.items():
             first_stripe = 2 * len(part.errors.candidates.patterns)
             transformer = plan.for_transformer(name)
-            for bin_, layer in np.argwhere((made[name] >= first_stripe).any(axis=-1)).tolist():
-                played = part.layer_ms(made[name][bin_, layer]) if part.steps[bin_] > 0 else 0.0
-                really = part.plan_layer_ms(transformer, bin_, layer) if part.steps[bin_] > 0 else 0.0
-                total += float(part.steps[bin_]) * (really - played)
+            cells = (made[name] >= first_stripe).any(axis=-1) & (part.steps > 0)[:, None]
+            if cells.any():
+                more = part.plan_layers_ms(transformer, cells) - part.layers_ms(made[name][cells])
+                total += float((part.steps[np.nonzero(cells)[0]] * more).sum())
         return total
 
 

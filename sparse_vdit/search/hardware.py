@@ -81,7 +81,7 @@ class Hardware:
 
     @property
     def array(self) -> NDArray[np.float64]:
-        """float64 [n], as `_C.cost_layer` takes it."""
+        """float64 [n], as `_C.cost_layers` takes it."""
         return np.array(self.constants, dtype=np.float64)
 
     @property

@@ -87,17 +87,24 @@ class Part:
 
     def layer_ms(self, options: NDArray[np.int32]) -> float:
         """A layer whose heads take these options [heads], its schedule over the workers played out."""
-        key = options.tobytes()
-        if key not in self._played:
+        return float(self.layers_ms(options[None])[0])
+
+    def layers_ms(self, options: NDArray[np.int32]) -> Doubles:
+        """The same for several layers, [.., heads] -> float64 [..]; each mix of options is played once ever."""
+        mixes = options.reshape(-1, options.shape[-1]).astype(np.int32)
+        keys = [mix.tobytes() for mix in mixes]
+        new = {key: number for number, key in enumerate(keys) if key not in self._played}
+        if new:
             pool, orders = self._pool
             rows, codes = pool.visits
             ints, batch = pool.geometry.to_ints(), self.cost.batch
-            choice, remainder = (options // 2).astype(np.int32), options % 2 == 1
-            found = _C.cost_layer(
+            asked = mixes[list(new.values())]
+            choice, remainder = np.ascontiguousarray(asked // 2), asked % 2 == 1
+            found = _C.cost_layers(
                 self.cost.hardware.array, ints, rows, codes, choice, remainder, orders, batch
             )
-            self._played[key] = float(found[0])
-        return self._played[key]
+            self._played.update(zip(new, found[0].tolist(), strict=True))
+        return np.array([self._played[key] for key in keys]).reshape(options.shape[:-1])
 
     @cached_property
     def _pool(self) -> tuple[VisitPool, NDArray[np.int32]]:
@@ -113,14 +120,14 @@ class Part:
         pool = VisitPool.of_patterns(candidates.geometry, [*candidates.patterns, *spread], flags)
         return pool, np.array(pool.order_rows, dtype=np.int32)
 
-    def plan_layer_ms(self, plan: TransformerPlan, bin_: int, layer: int) -> float:
-        """A layer of a ready plan, with the blocks of its own mass stripes."""
+    def plan_layers_ms(self, plan: TransformerPlan, cells: NDArray[np.bool_]) -> Doubles:
+        """Layers of a ready plan, those of bool [bins, layers], with the blocks of its own mass stripes."""
         rows, codes = plan.pool.visits
         orders = np.array(plan.pool.order_rows, dtype=np.int32)
-        choice, remainder = plan.choice[bin_, layer], ~np.isnan(plan.betas[bin_, layer])
+        choice, remainder = plan.choice[cells], ~np.isnan(plan.betas[cells])
         ints, batch = plan.geometry.to_ints(), self.cost.batch
-        found = _C.cost_layer(self.cost.hardware.array, ints, rows, codes, choice, remainder, orders, batch)
-        return float(found[0])
+        found = _C.cost_layers(self.cost.hardware.array, ints, rows, codes, choice, remainder, orders, batch)
+        return found[0]
 
     def dense_layer_ms(self, dense_ms: float | None) -> float:
         """A layer of full heads: as measured (`dense_ms` of a step), or as priced."""

@@ -168,7 +168,7 @@ static void test_layer(void) {
       sv_cost_pool pool = make_pool(n_samples);
       for (int h = 0; h < HEADS; h++)
         choice[h] = (int32_t)(draw() % PATTERNS), remainder[h] = draw() % 2 == 0;
-      CHECK_OK(sv_cost_layer(&machine, &pool, choice, remainder, NULL, &ms, heads));
+      CHECK_OK(sv_cost_layers(&machine, &pool, 1, choice, remainder, NULL, &ms, heads));
       for (int h = 0; h < HEADS; h++) {
         double expected = expected_head(choice[h], remainder[h], &pool);
         CHECK(near(heads[h], expected), "head %d: %.17g, expected %.17g", h, heads[h], expected);
@@ -201,6 +201,27 @@ static void test_makespan(void) {
   }
 }
 
+/* Layers together cost, to the bit, what each costs alone: a pattern's price does not know who has it. */
+static void test_layers_together(void) {
+  enum { LAYERS = 7 };
+  int32_t choice[LAYERS * HEADS];
+  uint8_t remainder[LAYERS * HEADS];
+  double ms[LAYERS], heads[LAYERS * HEADS];
+  make_machine(3);
+  sv_cost_pool pool = make_pool(2);
+  for (int i = 0; i < LAYERS * HEADS; i++)
+    choice[i] = (int32_t)(draw() % PATTERNS), remainder[i] = draw() % 2 == 0;
+  CHECK_OK(sv_cost_layers(&machine, &pool, LAYERS, choice, remainder, NULL, ms, heads));
+  for (int l = 0; l < LAYERS; l++) {
+    double alone, alone_heads[HEADS];
+    CHECK_OK(sv_cost_layers(&machine, &pool, 1, choice + l * HEADS, remainder + l * HEADS, NULL, &alone,
+                            alone_heads));
+    CHECK(alone == ms[l], "layer %d: %.17g, alone %.17g", l, ms[l], alone);
+    CHECK(memcmp(alone_heads, heads + l * HEADS, sizeof alone_heads) == 0, "layer %d: heads differ", l);
+  }
+  CHECK_OK(sv_cost_layers(&machine, &pool, 0, choice, remainder, NULL, ms, heads));
+}
+
 static void test_refusals(void) {
   sv_cost_pool pool = make_pool(1), bad = pool;
   int32_t choice[HEADS] = {0, 1, 2, 3, 4};
@@ -209,8 +230,8 @@ static void test_refusals(void) {
   sv_hardware read;
   make_machine(2);
   choice[2] = PATTERNS;
-  CHECK_FAILS(sv_cost_layer(&machine, &pool, choice, remainder, NULL, &ms, heads), SV_ERR_ARG,
-              "items: choice[2] is 6, expected 0..5");
+  CHECK_FAILS(sv_cost_layers(&machine, &pool, 1, choice, remainder, NULL, &ms, heads), SV_ERR_ARG,
+              "cost: choice[2] is 6, expected 0..5");
   choice[2] = 2;
   bad.n_samples = 0;
   CHECK_FAILS(sv_cost_heads(&machine, &bad, NULL, heads), SV_ERR_ARG, "cost: batch is 0, expected 1..65535");
@@ -263,14 +284,14 @@ static void test_faults(void) {
   const uint8_t remainder[HEADS] = {0, 1, 0, 1, 1};
   double ms = -1, heads[HEADS];
   int64_t live = sv_scratch_live();
-  for (int n = 1; n <= 2; n++) {
+  for (int n = 1; n <= 3; n++) {
     sv_scratch_fail_at(n);
-    CHECK_FAILS(sv_cost_layer(&machine, &pool, choice, remainder, NULL, &ms, heads), SV_ERR_NOMEM,
+    CHECK_FAILS(sv_cost_layers(&machine, &pool, 1, choice, remainder, NULL, &ms, heads), SV_ERR_NOMEM,
                 "could not allocate");
     sv_scratch_fail_at(0);
     CHECK(sv_scratch_live() == live, "allocation %d leaks", n);
   }
-  CHECK_OK(sv_cost_layer(&machine, &pool, choice, remainder, NULL, &ms, heads));
+  CHECK_OK(sv_cost_layers(&machine, &pool, 1, choice, remainder, NULL, &ms, heads));
 }
 
 static bool say_stop(void *ctx) {
@@ -285,7 +306,7 @@ static void test_interrupt(void) {
   const uint8_t remainder[HEADS] = {0};
   double ms, heads[PATTERNS * 2];
   CHECK_FAILS(sv_cost_heads(&machine, &pool, &poll, heads), SV_ERR_INTERRUPTED, "interrupted");
-  CHECK_FAILS(sv_cost_layer(&machine, &pool, choice, remainder, &poll, &ms, heads), SV_ERR_INTERRUPTED,
+  CHECK_FAILS(sv_cost_layers(&machine, &pool, 1, choice, remainder, &poll, &ms, heads), SV_ERR_INTERRUPTED,
               "interrupted");
 }
 
@@ -293,6 +314,7 @@ int main(void) {
   make_machine(3);
   test_heads();
   test_layer();
+  test_layers_together();
   test_makespan();
   test_refusals();
   test_hostile_codes();
