@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from sparse_vdit.report.metrics import psnr, ssim
 from sparse_vdit.search.journal import Journal
+from sparse_vdit.search.recorder import POWER_BINS
 
 TOLERANCE = 0.02  # of the target speed-up: near enough
 MOST_LEARNED = 0.1  # of a stock step: by how much earlier fits may move the next one
@@ -87,7 +88,7 @@ class Study:
         found = [
             Unit(("stock",), 6, self._stock),
             Unit(("prices",), s.calibrate_s / GUESS_S, self._prices),
-            Unit(("search",), 1.15 * s.steps * prompts + 3 * s.bins, self._search),
+            Unit(("search",), 1.15 * s.steps * prompts + 3 * min(s.bins, POWER_BINS), self._search),
         ]
         if set(s.rules) & {"svg", "sliding_tiles", "radial", "paper"}:
             found.append(Unit(("others",), 1.25 * s.steps * prompts, self._others))

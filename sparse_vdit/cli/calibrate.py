@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BUSY = 0.05  # median error of the check; a quiet machine stays below 2 %
-
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add `calibrate`."""
@@ -58,11 +56,8 @@ def run(args: argparse.Namespace) -> int:
         machine = machine.with_entries([found])
         written = machine.save(args.out)  # what is measured is kept, whatever happens to the next one
         print("\n".join(_lines(found)))
-        if found.median_error > BUSY:
-            logger.warning(
-                "calibrate: the check is off by more than %.0f %%, expected less: is the machine busy?",
-                100 * BUSY,
-            )
+        if found.is_doubtful:
+            logger.warning("calibrate: %s", found.doubt)
     print(f"written to {written}: {len(machine.entries)} entries")
     return 0
 

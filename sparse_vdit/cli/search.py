@@ -320,6 +320,8 @@ def hardware_of(args: argparse.Namespace, stock: Stock, source: Source, candidat
         dtype=key[0], head_dim=key[1], block_q=key[2], block_k=key[3],
         seconds=args.calibrate_seconds, progress=not args.no_progress,
     )  # fmt: skip
+    if made.is_doubtful:
+        log.warning("search: %s", made.doubt)
     found = here.with_entries([made])
     found.save(path)
     return found

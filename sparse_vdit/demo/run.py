@@ -186,7 +186,9 @@ def run(settings: Settings) -> dict[str, Any]:
     calls = settings.steps * (1 + 5 * seeds) + 5 * settings.clips
     with _progress(calls, settings.progress) as progress:
         measured = _measure(pipe, settings, seeds, stock, progress)
-    notes = [*([fewer] if fewer else []), *story.standing_notes(settings.steps)]
+    clock = measured["calibration"].cost.hardware
+    doubts = [f"Predicted times are doubtful: {clock.doubt}"] if clock.is_doubtful else []
+    notes = [*([fewer] if fewer else []), *doubts, *story.standing_notes(settings.steps)]
     took = time.perf_counter() - begin
     results = Results(**measured, facts=_facts(pipe, settings, took), notes=notes)
     return _write(results, settings.out)

@@ -26,6 +26,7 @@ from sparse_vdit.plan.file import layout, parse, write_atomic
 
 SCHEMA_VERSION = 1
 FILE_NAME = "hardware.json"
+BUSY = 0.05  # median error of a calibration's own check; a quiet machine stays below 2 %
 MAX_BYTES = 2**20
 MAX_ENTRIES = 256
 MAX_TEXT = 256
@@ -115,6 +116,19 @@ class Hardware:
         for name in ("median_error", "worst_error"):
             entry[name] = None if math.isnan(entry[name]) else entry[name]
         return entry
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the calibration's own check was off by more than `BUSY`."""
+        return self.median_error > BUSY
+
+    @property
+    def doubt(self) -> str:
+        """That, in a sentence."""
+        return (
+            f"the clock's own check is off by {self.median_error:.0%} (median), expected less than {BUSY:.0%}: is the "
+            "machine busy?"
+        )
 
     @classmethod
     def from_json(cls, value: Any) -> Hardware:

@@ -26,6 +26,16 @@ def machine() -> Machine:
     return Machine.here([entry(), entry(128, median_error=math.nan, worst_error=math.nan)])
 
 
+def test_a_clock_that_was_off_says_so() -> None:
+    made = entry(median_error=0.12)
+    assert made.is_doubtful
+    assert made.doubt == (
+        "the clock's own check is off by 12% (median), expected less than 5%: is the machine busy?"
+    )
+    assert not entry(median_error=0.02).is_doubtful
+    assert not entry(median_error=math.nan).is_doubtful
+
+
 def test_there_and_back(tmp_path: Path) -> None:
     made = machine()
     assert made.device == device_name()
