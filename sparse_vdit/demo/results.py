@@ -12,6 +12,7 @@ import numpy as np
 from ..plan import SparsePlan
 from ..report.compare import Way
 from ..search.cost import StepEstimate
+from ..search.families import families_by_error
 from .calibrate import Calibration
 from .controls import NAMES
 
@@ -117,6 +118,7 @@ def numbers(results: Results) -> dict[str, Any]:
         "head_families_by_noise": {
             noise_range(results.plan, b): results.plan.families(b) for b in range(bins)
         },
+        "head_families_by_error": families_by_error(results.calibration.errors),
         "attention_share": results.calibration.stock.share,
         "stock_step_s": results.calibration.stock.seconds,
         "speedup_ceiling": finite(results.estimate.ceiling),

@@ -9,6 +9,7 @@ import torch
 
 from ..plan import SparsePlan
 from ..report import figures, page, search_figures, video
+from ..search.families import DENSITY, FULL_ABOVE
 from ..search.front import Option
 from .calibrate import PROMPT, SEED, dense_steps
 from .fronts import examples, head_front
@@ -151,11 +152,16 @@ def _plan(results: Results, found: dict[str, Any]) -> page.Section:
     titles = [f"noise level {noise_range(plan, b).replace('-', ' to ')}, density {densities[i].mean():.2f}"
               for i, b in enumerate(bins)]  # fmt: skip
     families = ", ".join(f"{count} {figures.label(kind)}" for kind, count in found["head_families"].items())
+    by_error = found["head_families_by_error"].items()
+    alone = ", ".join(f"{count} {figures.label(kind)}" for kind, count in by_error)
     return page.Section(
         title="Which pattern each head got",
         text=[
             f"One price of time for all heads: each got the pattern and the remainder that lower the error more than "
-            f"their milliseconds are worth elsewhere. {families} (by the pattern a head has at most noise levels)."
+            f"their milliseconds are worth elsewhere. {families} (by the pattern a head has at most noise levels).",
+            f"By output error alone, with patterns of a density up to {DENSITY:g}: {alone}. Full are "
+            f"heads that each pattern leaves with an error above {FULL_ABOVE:g}, skippable those that the model's "
+            "output hardly feels.",
         ],
         figure=figures.plan_picture(kinds, densities, titles),
         caption="Numbers are densities. Where a head has a remainder, blocks that are not computed take part through "

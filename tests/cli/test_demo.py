@@ -83,7 +83,7 @@ def test_report_json_has_the_promised_keys(finished: Path) -> None:
         assert set(found["controls"][control]) == {"psnr_db", "ssim", "heldout_loss", "density"}
         assert found["controls"][control]["density"] == pytest.approx(found["density"], abs=0.05)
     assert found["speedup"] == pytest.approx(found["dense_s_per_step"] / found["sparse_s_per_step"])
-    assert sum(found["head_families"].values()) == 4
+    assert sum(found["head_families"].values()) == sum(found["head_families_by_error"].values()) == 4
     assert 0 < found["density"] <= 0.25
     assert found["sparse_calls"] == 2 * 2 * 2  # seeds, steps, layers: two steps leave no warm-up
     assert [len(seed["ways"]["sparse"]["seconds"]) for seed in found["per_seed"]] == [2, 2]
