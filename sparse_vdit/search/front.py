@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_vdit.pattern import Pattern
-
 from .cost import CostModel
 from .head_errors import HeadErrors
 from .part import asked_of, check_cost, options_of, weights_of
@@ -121,27 +119,12 @@ def _one_head(errors: HeadErrors, bin_: int, layer: int, head: int) -> HeadError
     return replace(errors, model=replace(errors.model, layers=1, heads=1), bins=(0.0, 1.0), **cut)
 
 
-def option_of(errors: HeadErrors, pattern: Pattern, bin_: int, layer: int, head: int) -> int:
-    """The option of one head that a plan's pattern is.
-
-    Raises:
-        ValueError: `select: the plan has diagonal(40) in bin 0, layer 3, head 5, expected one of the candidates`.
-    """
-    plain, stripe = pattern.without_remainder(), errors.stripes[bin_, layer, head]
-    for candidate in range(errors.candidates.count):
-        if errors.candidates.pattern(candidate, stripe) == plain:
-            return 2 * candidate + (pattern.remainder is not None)
-    raise ValueError(
-        f"select: the plan has {pattern.name} in bin {bin_}, layer {layer}, head {head}, expected one of the candidates"
-    )
-
-
 def why(options: Sequence[Option], chosen: int, price: float | None = None) -> str:
     """One paragraph: what a head uses, what it gives up against full, and why the budget stopped there.
 
     Args:
         options: of `front`.
-        chosen: number of the option that the plan uses (`option_of`).
+        chosen: number of the option that the plan uses.
         price: of the plan (provenance `asked.found.price`), if it was chosen by a budget.
     """
     known = {option.number: option for option in options}

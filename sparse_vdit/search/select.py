@@ -25,10 +25,10 @@ from sparse_vdit.plan.sparse import SparsePlan
 from .candidates import paper_modes
 from .cost import CostModel, StepEstimate
 from .decisions import Decisions, Options, TooManyPatterns
-from .front import Option, front, option_of, why
+from .front import Option, front, why
 from .head_errors import HeadErrors
 
-__all__ = ["Dial", "Option", "front", "option_of", "paper_modes", "select", "uniform", "why"]
+__all__ = ["Dial", "Option", "front", "paper_modes", "select", "why"]
 
 log = logging.getLogger(__name__)
 
@@ -180,58 +180,6 @@ def select(
         return chosen(
             _without_mass_stripes(errors, among), {"left_out": "mass stripes"} | dict(provenance or {})
         )
-
-
-def uniform(
-    errors: HeadErrors | Mapping[str, HeadErrors],
-    cost: CostModel | Mapping[str, CostModel],
-    *,
-    time_ms: float | None = None,
-    step_ms: float | None = None,
-    speedup: float | None = None,
-    rest_ms: float | None = None,
-    dense_ms: float | None = None,
-    bins: Sequence[float] | None = None,
-    levels: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
-    dense_above: float = 1.0,
-    weights: Any = None,
-    remainder: str = "fitted",
-    kinds: Iterable[str] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> SparsePlan:
-    """A control: the one pattern of least error in a time, for all heads; biases are fitted per head.
-
-    Args: as in `select`; skip and mass stripes, which differ by head, take no part.
-    """
-    dial = Dial(time_ms, step_ms, speedup, None, rest_ms, dense_ms)
-    decisions = Decisions(
-        errors,
-        cost,
-        bins=bins,
-        levels=levels,
-        dense_above=dense_above,
-        weights=weights,
-        remainder=remainder,
-        kinds=kinds,
-    )
-    wanted = dial.attention_ms(decisions)
-    if wanted is None:
-        raise ValueError("select: no dial is given, expected one of time_ms, step_ms, speedup")
-    patterns = next(iter(decisions.parts.values())).errors.candidates.patterns
-    options = {
-        option: decisions.by_one(option)
-        for option in range(2 * len(patterns))
-        if patterns[option // 2].kind != "skip"
-    }
-    errors_of = {option: decisions.mean_error(chosen) for option, chosen in options.items()}
-    ranked = sorted((error, option) for option, error in errors_of.items() if not math.isnan(error))
-    times = {option: decisions.play(options[option], dial.dense_ms)[1] for _, option in ranked}
-    for _, option in ranked:
-        if times[option] <= wanted * (1 + 1e-9):
-            asked = {"objective": "uniform", "remainder": remainder} | dial.asked
-            return _noted(decisions, options[option], dial, asked, provenance)
-    dense = decisions.dense_attention_ms(dial.dense_ms)
-    raise ValueError(_unreachable(dial, wanted, min(times.values()), dense))
 
 
 def _among(

@@ -15,8 +15,10 @@ import numpy as np
 
 from sparse_vdit.plan import SparsePlan, TransformerPlan
 from sparse_vdit.report import figures, page, search_figures
+from sparse_vdit.search.decisions import Decisions
 from sparse_vdit.search.front import front
-from sparse_vdit.search.select import select, uniform
+from sparse_vdit.search.rules import best_uniform
+from sparse_vdit.search.select import select
 
 from .heads import example_heads, head_maps, middle_step
 from .judge import Verification
@@ -193,9 +195,15 @@ def what_is_reachable(story: Story) -> list[page.Section]:
 def _rivals(story: Story, planned: float) -> dict[str, Callable[[], SparsePlan]]:
     options = dict(story.options) | {"dense_ms": story.dense_ms, "time_ms": planned * (1 + 1e-6)}
     plain = {key: value for key, value in options.items() if key != "remainder"}
-    errors, cost = story.errors, story.folder.cost
+    errors, cost, time_ms = story.errors, story.folder.cost, options["time_ms"]
+    has_bias = story.options.get("remainder") != "none"
     return {
-        "best uniform pattern": lambda: uniform(errors, cost, **options),
+        "best uniform pattern": lambda: best_uniform(
+            Decisions(errors, cost, dense_above=1.0, **_levels(story)),
+            time_ms,
+            story.dense_ms,
+            remainder=has_bias,
+        ),
         "without remainder": lambda: select(errors, cost, **plain, **story.request.allowed, remainder="none"),
     }
 

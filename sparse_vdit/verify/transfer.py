@@ -135,7 +135,7 @@ def chosen_options(errors: HeadErrors, plan: TransformerPlan) -> NDArray[np.int3
         plan: of the same transformer.
 
     Raises:
-        ValueError: the plan holds a pattern that is no candidate: `transfer: ...`.
+        ValueError: the plan holds a pattern that is no candidate: `plan: ...`.
     """
     found = _in_bins_of(errors, plan)
     candidates = found.candidates
@@ -145,7 +145,7 @@ def chosen_options(errors: HeadErrors, plan: TransformerPlan) -> NDArray[np.int3
     for pattern, candidate in zip(plan.patterns, of_plan, strict=True):
         if candidate is None:
             raise ValueError(
-                f"transfer: the plan holds {pattern.name}, expected one of the {candidates.count} recorded candidates"
+                f"plan: it holds {pattern.name}, expected one of the {candidates.count} recorded candidates"
             )
     table = np.array([candidate for candidate in of_plan if candidate is not None], dtype=np.int32)
     return np.asarray(2 * table[plan.choice] + ~np.isnan(plan.betas), dtype=np.int32)
@@ -192,9 +192,9 @@ def _stripe(pattern: Pattern, counts: Mapping[int, int]) -> int | None:
 def _in_bins_of(errors: HeadErrors, plan: TransformerPlan) -> HeadErrors:
     difference = errors.model.difference(plan.model)
     if difference:
-        raise ValueError(f"transfer: {difference}: the plan is of another model")
+        raise ValueError(f"plan: {difference}: it is of another model")
     if errors.candidates.geometry != plan.geometry:
-        raise ValueError(f"transfer: geometry is {plan.geometry}, expected {errors.candidates.geometry}")
+        raise ValueError(f"plan: geometry is {plan.geometry}, expected {errors.candidates.geometry}")
     return errors if errors.bins == plan.bins else errors.rebinned(plan.bins)
 
 

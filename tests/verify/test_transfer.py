@@ -104,10 +104,10 @@ def test_joined_bins_and_other_plans() -> None:
     assert found.shape == (1, 3, 4)
     assert found[0] == pytest.approx(errors.plain[..., number].sum(0) / errors.energy.sum(0), rel=1e-5)
     strange = SparsePlan.uniform(MODEL, GEOMETRY, Pattern.diagonal(half_width=100))
-    with pytest.raises(ValueError, match=r"transfer: the plan holds diagonal\(100\), expected one of the 8"):
+    with pytest.raises(ValueError, match=r"plan: it holds diagonal\(100\), expected one of the 8"):
         errors_of(errors, strange.sole)
     other = ModelIdentity("CogVideoXTransformer3DModel", layers=2, heads=4, head_dim=16)
-    with pytest.raises(ValueError, match="the plan is of another model"):
+    with pytest.raises(ValueError, match="it is of another model"):
         errors_of(errors, SparsePlan.uniform(other, GEOMETRY, Pattern.full()).sole)
 
 
