@@ -1,8 +1,9 @@
 """Prompts of the embedded model: a small vocabulary, its sentences and its embeddings.
 
-A prompt is eight tokens of 64 numbers: six for up to three bodies (look and motion of each), one for the
-ground, one for source, camera and marks. A token is the normalised sum of its words' vectors; a word's
-vector is the signs of 64 hash bits, so it needs no table, no file and no random number generator.
+A prompt is eight tokens of 64 numbers: six for up to three bodies (look and motion of each, both with the body's
+number, which tells whose motion it is), one for the ground, one for source, camera and marks. A token is the
+normalised sum of its words' vectors; a word's vector is the signs of 64 hash bits, so it needs no table, no file and no
+random number generator.
 """
 
 from __future__ import annotations
@@ -112,8 +113,9 @@ def vectors(prompt: Prompt) -> np.ndarray:
         if place < len(prompt.bodies):
             body = prompt.bodies[place]
             speed = body.speed if body.direction != "still" else "none"
-            tokens.append(_token([("colour", body.colour), ("shape", body.shape)]))
-            tokens.append(_token([("direction", body.direction), ("speed", speed)]))
+            number = ("body", str(place + 1))
+            tokens.append(_token([("colour", body.colour), ("shape", body.shape), number]))
+            tokens.append(_token([("direction", body.direction), ("speed", speed), number]))
         else:
             tokens += [_token([("body", "none")])] * 2
     tokens.append(_token([("ground", prompt.ground or "any"), ("tone", prompt.tone or "any")]))
