@@ -38,7 +38,9 @@ def make(seed: int = 0, batch: int = 2, dtype: Any = np.float32) -> list[np.ndar
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, **environment}
-    command = [sys.executable, "-P", "-c", textwrap.dedent(code)]
+    # a run in the background of a shell inherits an ignored SIGINT, which Python then leaves alone
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-P", "-c", heard + textwrap.dedent(code)]
     return subprocess.run(command, capture_output=True, text=True, env=environ, cwd="/", timeout=240)
 
 
