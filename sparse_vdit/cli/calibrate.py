@@ -64,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _known(path: Path, here: Machine) -> Machine:
     """This machine, with the entries of the file if they are its own."""
-    from ..search.hardware import FILE_NAME, Machine
+    from ..search.hardware import Machine, file_of
 
-    if not (path / FILE_NAME if path.is_dir() else path).exists():
+    if not file_of(path).exists():
         return here
     old = Machine.load(path)
     difference = here.difference(old)

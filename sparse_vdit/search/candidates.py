@@ -35,6 +35,7 @@ from sparse_vdit.presets import (
     spread_blocks,
 )
 
+PENALTY, THRESHOLD = 0.5, 1.0  # lambda and epsilon of the paper, tuned there on CogVideoX
 FORMAT = "sparse_vdit.candidates"
 FORMAT_VERSION = 1
 FILE_NAME = "candidates.json"

@@ -41,6 +41,11 @@ class HardwareError(ValueError):
     """A hardware.json that cannot be read, is not legal, or lacks what is asked for; one sentence."""
 
 
+def file_of(path: str | os.PathLike[str]) -> Path:
+    """A `hardware.json` as given, or that of a folder."""
+    return Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+
+
 @dataclass(frozen=True)
 class Hardware:
     """Constants of one engine for one dtype, head size and pair of block sizes.
@@ -250,9 +255,7 @@ class Machine:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the file: the old one or the new one, never a half."""
-        target = Path(path)
-        if target.is_dir():
-            target = target / FILE_NAME
+        target = file_of(path)
         return write_atomic(target.parent, target.name, layout(self.to_json()))
 
     @classmethod
@@ -263,9 +266,7 @@ class Machine:
             FileNotFoundError: there is no such file.
             HardwareError: the file is not legal; one sentence.
         """
-        target = Path(path)
-        if target.is_dir():
-            target = target / FILE_NAME
+        target = file_of(path)
         try:
             with target.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)

@@ -32,7 +32,7 @@ from sparse_vdit.plan.layer import LayerPlan
 from sparse_vdit.plan.sparse import identity
 from sparse_vdit.plan.transformer import checked_bins, checked_name
 
-from .candidates import Candidates
+from .candidates import PENALTY, THRESHOLD, Candidates
 from .estimate import Estimate, estimated
 from .head_errors import MAX_ROWS, MEASURES, HeadErrors
 from .probe import BETAS, ProbeResult, probe, sample_rows
@@ -45,7 +45,6 @@ BINS = tuple(number / 10 for number in range(11))
 ROWS = 64
 FOLLOW = ("dense", "choice")
 POWER_BINS = 3  # log power is nearly straight in noise level between them
-PENALTY, THRESHOLD = 0.5, 1.0  # lambda and epsilon of the paper, tuned there on CogVideoX
 
 Share = Callable[[NDArray[np.int32]], NDArray[np.int32]]
 

@@ -31,7 +31,7 @@ from sparse_vdit.plan.layer import LayerPlan, VisitPool
 from sparse_vdit.plan.sparse import SparsePlan
 from sparse_vdit.presets import densities, fitted_stripe
 
-from .candidates import Candidates, box
+from .candidates import PENALTY, Candidates, box
 from .controls import kept_blocks
 from .cost import price_layer
 from .decisions import Decisions, Options, sparsity
@@ -44,7 +44,6 @@ __all__ = [
 
 WIDTHS = 28  # of a family, at most
 WIDEST = 0.9  # density of a family's widest pattern
-PENALTY = 0.5  # lambda of the paper
 GOLDEN = 0.6180339887498949  # multiples of it modulo 1 spread evenly, however many there are
 CLOSE = 1e-3  # of the time asked for: near enough
 

@@ -22,7 +22,7 @@ import numpy as np
 from sparse_vdit.geometry import shown
 from sparse_vdit.plan.sparse import SparsePlan
 
-from .candidates import paper_modes
+from .candidates import PENALTY, THRESHOLD, Candidates, paper_modes
 from .cost import CostModel, StepEstimate
 from .decisions import Decisions, Options, TooManyPatterns
 from .front import Option, front, why
@@ -33,7 +33,6 @@ __all__ = ["Dial", "Option", "front", "paper_modes", "select", "why"]
 log = logging.getLogger(__name__)
 
 OBJECTIVES = ("budget", "paper")
-PENALTY, THRESHOLD = 0.5, 1.0  # lambda and epsilon of the paper, tuned there on CogVideoX
 CLOSE = 2e-3  # of the time asked for: near enough
 TRIES = 12
 
@@ -195,15 +194,17 @@ def _among(
         raise ValueError(
             f"select: mode_density is {mode_density}, expected it with the objective paper and without among"
         )
-    first = next(iter(errors.values())) if isinstance(errors, Mapping) else errors
-    return list(paper_modes(first.candidates, mode_density))
+    return list(paper_modes(_candidates_of(errors), mode_density))
+
+
+def _candidates_of(errors: HeadErrors | Mapping[str, HeadErrors]) -> Candidates:
+    return (next(iter(errors.values())) if isinstance(errors, Mapping) else errors).candidates
 
 
 def _without_mass_stripes(
     errors: HeadErrors | Mapping[str, HeadErrors], among: Iterable[int] | None
 ) -> list[int]:
-    first = next(iter(errors.values())) if isinstance(errors, Mapping) else errors
-    patterns = len(first.candidates.patterns)
+    patterns = len(_candidates_of(errors).patterns)
     return [number for number in (range(patterns) if among is None else among) if number < patterns]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from sparse_vdit.plan import SparsePlan
 from sparse_vdit.search import HeadErrors
-from sparse_vdit.search.candidates import Candidates
-from sparse_vdit.search.cost import CostModel
+from sparse_vdit.search.candidates import PENALTY, Candidates
+from sparse_vdit.search.cost import CostModel, StepEstimate
 from sparse_vdit.search.decisions import joined
 from sparse_vdit.search.hardware import Machine
 from sparse_vdit.search.part import asked_of
@@ -53,7 +53,7 @@ class Request:
     kinds: tuple[str, ...] | None = None
     dense_above: float | None = None
     max_layer_error: float | None = None
-    penalty: float = 0.5
+    penalty: float = PENALTY
     threshold: float | None = None
     bins: tuple[float, ...] | None = None
     mode_density: float = PAPER_DENSITY
@@ -94,10 +94,8 @@ class Request:
             )
         if stock is None:
             return
-        if self.speedup is not None and self.speedup > stock.ceiling:
-            raise ValueError(
-                f"plan: speedup is {self.speedup:g}, expected at most {stock.ceiling:.2f}: a step without any attention"
-            )
+        if self.speedup is not None:
+            StepEstimate(stock.rest_ms, stock.attention_ms, stock.attention_ms).budget_ms(self.speedup)
         if self.step_ms is not None and self.step_ms <= stock.rest_ms:
             raise ValueError(
                 f"plan: step_ms is {self.step_ms:g}, expected {stock.rest_ms:.4g} (a step without any attention) to "

@@ -202,7 +202,10 @@ def test_what_can_only_fail_later_is_refused_before_anything_is_measured(
     out = tmp_path / "out"
     stock(inputs).save(out)  # attention is half of the step
     for arguments, sentence in (
-        (["--speedup", "2.5"], "plan: speedup is 2.5, expected at most 2.00: a step without any attention"),
+        (
+            ["--speedup", "2.5"],
+            "cost: speedup is 2.5, expected more than 0 and less than 2: attention is 50 %",
+        ),
         (["--time-per-step-ms", "9"], "plan: step_ms is 9, expected 10 (a step without any attention) to 20"),
         (["--kinds", "spiral"], "select: no candidate is of the kind 'spiral', expected kinds out of"),
         (["--bins", "0,0.45,1"], "plan: bins holds 0.45, expected edges among 0, 0.1, 0.2"),
