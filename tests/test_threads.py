@@ -36,11 +36,13 @@ def make(seed: int = 0, batch: int = 2, dtype: Any = np.float32) -> list[np.ndar
     return [rng.standard_normal((batch, 4, GEOMETRY.tokens, 64)).astype(dtype) for _ in range(3)]
 
 
+# A run in the background of a shell inherits an ignored SIGINT, which Python then leaves alone.
+HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, **environment}
-    # a run in the background of a shell inherits an ignored SIGINT, which Python then leaves alone
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    command = [sys.executable, "-P", "-c", heard + textwrap.dedent(code)]
+    command = [sys.executable, "-P", "-c", HEARS_CTRL_C + textwrap.dedent(code)]
     return subprocess.run(command, capture_output=True, text=True, env=environ, cwd="/", timeout=240)
 
 
@@ -216,7 +218,7 @@ print("handled", len(harmless))
 
 
 def interrupt(code: str, call: str) -> list[str]:
-    command = [sys.executable, "-P", "-c", code, call]
+    command = [sys.executable, "-P", "-c", HEARS_CTRL_C + code, call]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=240)
     assert not done.stderr, done.stderr
     return done.stdout.split("\n")
