@@ -29,6 +29,7 @@ from quality_lab import FIT, OF_THE_PLAN, Lab, Settings
 from quality_rows import RULES, TARGETS, Row
 from tqdm import tqdm
 
+from sparse_vdit.demo.pipeline import check_weights
 from sparse_vdit.report.metrics import psnr, ssim
 from sparse_vdit.search.journal import Journal
 from sparse_vdit.search.recorder import POWER_BINS
@@ -37,6 +38,7 @@ TOLERANCE = 0.02  # of the target speed-up: near enough
 MOST_LEARNED = 0.1  # of a stock step: by how much earlier fits may move the next one
 TRIES = 3  # to meet it, those for the warm-up not counted
 GUESS_S = 1.2  # of a stock step, before it is measured
+OF_THE_RULES = ("rules", "targets", "warm_ups", "weights")  # settings that nothing recorded depends on
 
 Key = tuple[Any, ...]
 
@@ -88,7 +90,7 @@ class Study:
         found = [
             Unit(("stock",), 6, self._stock),
             Unit(("prices",), s.calibrate_s / GUESS_S, self._prices),
-            Unit(("search",), 1.15 * s.steps * prompts + 3 * min(s.bins, POWER_BINS), self._search),
+            Unit(("search",), 1.1 * s.steps * prompts + 4 * min(s.bins, POWER_BINS), self._search),
         ]
         if set(s.rules) & {"svg", "sliding_tiles", "radial", "paper"}:
             found.append(Unit(("others",), 1.25 * s.steps * prompts, self._others))
@@ -411,6 +413,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=["relative", "mse", "sensitivity"], help="how heads' errors are weighed"
     )
     group.add_argument("--model", type=Path, metavar="DIR", help="default: the embedded model")
+    group.add_argument(
+        "--recordings",
+        type=Path,
+        metavar="FILE",
+        help="take errors, prices and dense videos from that run's parts: other --rules, --targets, --weights alone",
+    )
+
+
+@contextmanager
+def _lab_folder(recordings: Path | None, folder: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
+    """Where errors, prices and dense videos are kept; a folder of other settings, weights or machine is refused."""
+    if recordings is not None:
+        folder = recordings.with_name(recordings.name + ".parts")
+        if not (folder / "lab").exists():
+            raise SystemExit(f"bench: {folder} holds no recordings, expected the parts of a quality run")
+    journal = Journal(folder / "lab", {name: identity[name] for name in identity if name not in OF_THE_RULES})
+    try:
+        yield folder
+    finally:
+        journal.close()
 
 
 @contextmanager
@@ -441,14 +463,15 @@ def measure_quality(options: argparse.Namespace, common: Mapping[str, Any]) -> l
     begin = time.monotonic()
     logging.getLogger("sparse_vdit").setLevel(logging.WARNING)
     settings = settings_of(options)
-    with _folder(options.json) as folder:
-        lab = Lab(settings, folder)
-        identity = {
-            name: str(value) if name == "model" else json.loads(json.dumps(value))
-            for name, value in asdict(settings).items()
-        }
-        identity |= {name: common[name] for name in ("device", "isa", "threads", "commit")} | versions()
-        notes = Notes(folder / "journal", identity | {"weights_sha256": lab.weights_sha256})
+    identity = {
+        name: str(value) if name == "model" else json.loads(json.dumps(value))
+        for name, value in asdict(settings).items()
+    }
+    identity |= {name: common[name] for name in ("device", "isa", "threads", "commit")} | versions()
+    identity["weights_sha256"] = check_weights(settings.model)
+    with _folder(options.json) as folder, _lab_folder(options.recordings, folder, identity) as shared:
+        lab = Lab(settings, shared)
+        notes = Notes(folder / "journal", identity)
         study = Study(settings, lab, notes)
         step_s = notes[("stock",)]["step_ms"] / 1e3 if ("stock",) in notes else lab.stock()[0] / 1e3
         print(

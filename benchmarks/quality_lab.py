@@ -78,7 +78,7 @@ class Settings:
     clips: int = 8
     steps: int = 10
     warm_ups: tuple[tuple[int, ...], ...] = ((1, 2), (1, 2), (0, 1))
-    prompts: int = 4
+    prompts: int = 8
     loss_clips: int = 8
     bins: int = 5
     block: int = 64
@@ -222,12 +222,12 @@ class Lab:
     def errors(self) -> HeadErrors:
         """Of our candidates."""
         edges = tuple(n / self.settings.bins for n in range(self.settings.bins + 1))
-        return self._recorded("ours", self.candidates, edges, power=1, power_prompts=1)
+        return self._recorded("ours", self.candidates, edges, listen=1, power=1, power_prompts=1)
 
     @cached_property
     def other_errors(self) -> HeadErrors:
         """Of the other rules' candidates, on the same prompts."""
-        return self._recorded("others", self.known.candidates, self.errors.bins)
+        return self._recorded("others", self.known.candidates, self.errors.bins, listen=1)
 
     def _recorded(
         self, name: str, candidates: Candidates, bins: Sequence[float], **options: Any

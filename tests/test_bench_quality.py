@@ -263,6 +263,36 @@ def test_a_journal_is_of_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         quality.measure_quality(asked, common)
 
 
+def test_recordings_are_shared_with_runs_of_other_rules_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def lab(settings: Any, folder: Path) -> FakeLab:
+        folders.append(folder)
+        return FakeLab(settings)
+
+    monkeypatch.setattr(quality, "Lab", lab)
+    common = {"device": "a machine", "isa": "avx2", "threads": 1, "commit": "aaaa"}
+
+    def run(name: str, *arguments: str) -> None:
+        asked = options("--rules", "budget_fitted", "--minutes", "0", *arguments)
+        asked.json = tmp_path / name
+        quality.measure_quality(asked, common)
+
+    first = ("--recordings", str(tmp_path / "first.json"))
+    with pytest.raises(SystemExit, match=r"first\.json\.parts holds no recordings"):
+        run("second.json", *first)
+    with pytest.raises(SystemExit, match="the time is up"):
+        run("first.json")
+    with pytest.raises(SystemExit, match="the time is up"):
+        run("second.json", *first, "--weights", "relative", "--targets", "2")
+    assert folders[-1] == tmp_path / "first.json.parts"
+    assert (tmp_path / "second.json.parts" / "journal").exists()
+    with pytest.raises(ValueError, match="journal: steps is 10 in lab, expected 8"):
+        run("third.json", *first, "--steps", "8")
+
+
 def test_an_array_is_written_whole_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "maps.npy"
     lab_module.save_array(path, np.arange(3))
