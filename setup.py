@@ -89,7 +89,7 @@ CPP_SOURCES = ["csrc/torchext/module.cpp", "csrc/torchext/ops.cpp"]
 
 FLAGS = {
     ".c": "-std=c11 -O3 -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wconversion",
-    ".cpp": "-std=c++20 -O2 -fvisibility=hidden -Wall",
+    ".cpp": "-std=c++20 -O2 -fvisibility=hidden -Wall -Wextra -Wconversion",
 }
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c"
 ISA = {
@@ -172,7 +172,8 @@ class BuildExt(build_ext):
     def compile_one(self, source: str, ext: Extension) -> str:
         stem, suffix = Path(source).stem, Path(source).suffix
         user = os.environ.get("CFLAGS" if suffix == ".c" else "CXXFLAGS", "")
-        flags = [*FLAGS[suffix].split(), *ISA.get(stem.rpartition("_")[2], "").split(), *user.split()]
+        flags = [*FLAGS[suffix].split(), *ISA.get(stem.rpartition("_")[2], "").split()]
+        flags += [*ext.extra_compile_args, *user.split()]
         if suffix == ".c":
             flags.append(
                 "-Werror=implicit-function-declaration"
@@ -234,7 +235,8 @@ def make_extensions() -> list[Extension]:
                 "sparse_vdit._torch",
                 list(CPP_SOURCES),
                 language="c++",
-                include_dirs=["csrc", torch + "/include"],
+                include_dirs=["csrc"],
+                extra_compile_args=["-isystem", torch + "/include"],  # its warnings are not ours
                 define_macros=[
                     *limited,
                     ("TORCH_TARGET_VERSION", "0x020a000000000000"),

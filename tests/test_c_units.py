@@ -6,6 +6,7 @@ ASan does not see masked AVX-512 overruns, so the C tests end their buffers at a
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ ISA_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
     "avx512bf16": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma", "-mf16c"],
 }
+CORE = ("base", "pattern", "attention", "search")
+WARNINGS = ["-Wall", "-Wextra", "-Wno-override-init", "-Werror"]
 FLAGS = ["-std=c11", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 FLAGS += ["-ffp-contract=off", "-DSV_TESTING"]
 
@@ -42,11 +45,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         assert done.returncode == 0, done.stderr
         return target
 
-    sources = [
-        path
-        for room in ("base", "pattern", "attention", "search")
-        for path in (ROOT / "csrc" / room).glob("*.c")
-    ]
+    sources = [path for room in CORE for path in (ROOT / "csrc" / room).glob("*.c")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(compile_one, sorted(sources)))
 
@@ -57,7 +56,7 @@ def programs(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> d
 
     def link_one(name: str) -> Path:
         ends = [*map(str, objects), "-lm", "-lpthread", "-o", str(folder / name)]
-        done = run(["gcc", *FLAGS, "-Icsrc", f"tests/c/{name}.c", *ends])
+        done = run(["gcc", *FLAGS, *WARNINGS, "-Icsrc", f"tests/c/{name}.c", *ends])
         assert done.returncode == 0, done.stderr
         return folder / name
 
@@ -79,3 +78,24 @@ def test_unit(name: str, level: str, programs: dict[str, Path]) -> None:
         timeout=600,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-gcc") is None, reason="no aarch64 cross compiler")
+def test_the_portable_path_compiles_for_aarch64() -> None:
+    for room in CORE:
+        for source in sorted((ROOT / "csrc" / room).glob("*.c")):
+            if source.stem.rpartition("_")[2] not in ISA_FLAGS:
+                done = run(
+                    [
+                        "aarch64-linux-gnu-gcc",
+                        *WARNINGS,
+                        "-std=c11",
+                        "-O1",
+                        "-Icsrc",
+                        "-c",
+                        str(source),
+                        "-o",
+                        os.devnull,
+                    ]
+                )
+                assert done.returncode == 0, done.stderr

@@ -237,11 +237,13 @@ def test_every_pattern_has_its_name_in_every_room() -> None:
     names = [n.lower() for n in re.findall(r"SV_PATTERN_([A-Z_]+) = \d+", header)]
     assert len(names) == 7
     masks, python = (ROOT / "tests/kit/masks.py").read_text(), (ROOT / "sparse_vdit/pattern.py").read_text()
+    draws = (ROOT / "tests/kit/draws.py").read_text()
     tests = "\n".join(path.read_text() for path in sources("tests/attention/*.py"))
     for name in names:
         assert (ROOT / f"csrc/pattern/{name}.c").is_file(), f"csrc/pattern/{name}.c is missing"
         assert f'"{name}"' in masks, f"tests/kit/masks.py has no rule for {name}"
         assert re.search(rf"def {name}\(", python), f"Pattern.{name} is missing"
+        assert name in draws, f"tests/kit/draws.py draws no {name}"
         assert name in tests, f"tests/attention has no test of {name}"
 
 

@@ -125,13 +125,15 @@ static sv_status cover_mask_row(const uint8_t *mask, int64_t n_blocks, sv_runs *
 }
 
 sv_status sv_visits_emit_mask(const sv_geometry *g, const uint8_t *mask, int with_remainder, sv_row *out_rows,
-                              sv_codes *codes) {
+                              sv_codes *codes, const sv_poll *poll) {
   SV_TRY(sv_geometry_check(g));
   int64_t n_rows = sv_geometry_query_blocks(g), n_blocks = sv_geometry_key_blocks(g), n_before = codes->n;
   sv_row_writer writer = sv_row_writer_make(g, with_remainder != 0, codes);
   sv_runs runs = {0};
   sv_status status = SV_OK;
   for (int64_t i = 0; i < n_rows; i++) {
+    if (sv_poll_interrupted(poll))
+      SV_GOTO(status, sv_fail(SV_ERR_INTERRUPTED, "visits_from_masks: interrupted"));
     SV_GOTO(status, cover_mask_row(mask + i * n_blocks, n_blocks, &runs));
     SV_GOTO(status, sv_row_write(&writer, &runs, &out_rows[i]));
   }

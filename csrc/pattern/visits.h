@@ -71,7 +71,7 @@ sv_status sv_visits_emit(const sv_geometry *g, const sv_pattern *pattern, int wi
                          sv_row *out_rows, sv_codes *codes, const sv_poll *poll);
 /* sv_visits_emit_mask — the same from a block mask, uint8 [nq, nk], as it stands (controls and tests). */
 sv_status sv_visits_emit_mask(const sv_geometry *g, const uint8_t *mask, int with_remainder, sv_row *out_rows,
-                              sv_codes *codes);
+                              sv_codes *codes, const sv_poll *poll);
 /* sv_visits_mask — decodes rows into a block mask, uint8 [nq, nk]; checks every bound (SV_ERR_ARG). poll (or
  * NULL) is asked once per query block, here and below. */
 sv_status sv_visits_mask(const sv_geometry *g, const sv_row *rows, const uint32_t *codes, int64_t n_codes,

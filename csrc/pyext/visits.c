@@ -232,9 +232,8 @@ static sv_status emit_masks(job *j) {
     sv_status status;
     SV_TRY(take_array("visits_from_masks", "masks", j->sources, i, NPY_BOOL, 2, shape, &mask));
     Py_BEGIN_ALLOW_THREADS;
-    status = sv_visits_emit_mask(&j->g, PyArray_DATA(mask), j->remainder[i], rows_of(j, i), &j->codes);
-    if (status == SV_OK && sv_poll_interrupted(&j->poll.poll))
-      status = sv_fail(SV_ERR_INTERRUPTED, "visits_from_masks: interrupted");
+    status = sv_visits_emit_mask(&j->g, PyArray_DATA(mask), j->remainder[i], rows_of(j, i), &j->codes,
+                                 &j->poll.poll);
     Py_END_ALLOW_THREADS;
     if (status != SV_OK) return status;
   }

@@ -20,9 +20,14 @@ PACKAGES = {
     "accelerate": (None, "diffusers' loading and offloading"),
     "peft": (None, "LoRA in diffusers"),
     "matplotlib": (None, "figures of plans and reports"),
+    "jinja2": (None, "the pages of demo and report"),
+    "PIL": (None, "pictures in the pages"),
+    "flip_evaluator": (None, "the FLIP measure"),
     "av": (None, "video files of the demo"),
     "huggingface_hub": (None, "plans from the hub"),
 }
+
+DISTRIBUTIONS = {"PIL": "pillow"}
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -74,7 +79,7 @@ def _installed(name: str) -> str | None:
     if importlib.util.find_spec(name) is None:
         return None
     try:
-        return importlib.metadata.version(name)
+        return importlib.metadata.version(DISTRIBUTIONS.get(name, name))
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
 

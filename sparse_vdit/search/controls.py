@@ -18,10 +18,11 @@ from sparse_vdit.plan.layer import LayerPlan
 from sparse_vdit.plan.sparse import SparsePlan
 from sparse_vdit.plan.transformer import TransformerPlan
 
+from .candidates import Candidates
 from .head_errors import HeadErrors
 from .part import weights_of
 
-SLACK = 1.05  # a uniform pattern may be so much denser than asked: a coarse ladder shall not handicap it
+GOLDEN = 0.6180339887498949  # multiples of it modulo 1 spread evenly, however many there are
 
 
 def uniform_at_density(
@@ -32,11 +33,14 @@ def uniform_at_density(
     dense_above: float = 1.0,
     provenance: Mapping[str, Any] | None = None,
 ) -> SparsePlan:
-    """The one pattern of least error at (up to 5 % above) a density; a head has its remainder where that is better.
+    """The one pattern of least error for all heads at a density; a head has its remainder where that is better.
+
+    No pattern is exactly so dense: as many heads, evenly spread, take the next better denser pattern as the density
+    allows.
 
     Args:
         errors: of all candidates; skip and mass stripes, which differ by head, take no part.
-        density: the ceiling.
+        density: of the plan, met to one head.
         weights: as in `Decisions`.
         dense_above: steps with a higher noise level are dense.
         provenance: more to note down.
@@ -47,28 +51,25 @@ def uniform_at_density(
     if not math.isfinite(density):
         raise ValueError(f"controls: density is {density}, expected a finite number")
     candidates = errors.candidates
-    allowed = [
-        number
-        for number, pattern in enumerate(candidates.patterns)
-        if pattern.kind != "skip" and candidates.density[number] <= density * SLACK + 1e-9
-    ]
-    if not allowed:
-        raise ValueError(
-            f"controls: no candidate but skip has a density of at most {density:.4f}, expected one"
-        )
     measure, weight = weights_of(errors, weights)
     found, betas = errors.options()
-    pairs = found.reshape(*errors.shape, -1, 2)[..., allowed, :]  # plain, with remainder
-    least = np.fmin(pairs[..., 0], pairs[..., 1])
-    totals = (least.astype(np.float64) * weight[..., None]).sum(axis=(0, 1, 2))
-    best = int(np.argmin(np.where(np.isnan(totals), np.inf, totals)))
-    fitted = betas.reshape(*errors.shape, -1, 2)[..., allowed[best], 1]
-    is_better = pairs[..., best, 1] < pairs[..., best, 0]
+    pairs = found.reshape(*errors.shape, -1, 2)[..., : len(candidates.patterns), :]  # plain, with remainder
+    least = np.fmin(pairs[..., 0], pairs[..., 1]).astype(np.float64)
+    front = _front(candidates, (least * weight[..., None]).sum(axis=(0, 1, 2)))
+    low, high, denser = _between(candidates.density[front], density, math.prod(errors.shape))
+    choice = np.where(evenly_spread(errors.shape, denser), front[high], front[low])
+
+    def taken(values: Any) -> Any:
+        return np.take_along_axis(values, choice[..., None], axis=-1)[..., 0]
+
+    fitted = taken(betas.reshape(*errors.shape, -1, 2)[..., : len(candidates.patterns), 1])
+    is_better = taken(pairs[..., 1]) < taken(pairs[..., 0])
+    used, numbers = np.unique(choice, return_inverse=True)
     plan = TransformerPlan(
         errors.model,
         candidates.geometry,
-        [candidates.patterns[allowed[best]]],
-        np.zeros(errors.shape, dtype=np.int32),
+        [candidates.patterns[number] for number in used],
+        numbers.reshape(errors.shape).astype(np.int32),
         np.where(is_better, fitted, np.nan).astype(np.float64),
         errors.bins,
         dense_above,
@@ -76,10 +77,40 @@ def uniform_at_density(
     note = {
         "made_by": "search.uniform_at_density",
         "density_asked": float(density),
-        "pattern": candidates.name(allowed[best]),
+        "patterns": [candidates.name(front[low]), candidates.name(front[high])],
+        "heads_of_the_second": denser,
         "weights": measure,
     }
     return SparsePlan(plan, note | dict(provenance or {}))
+
+
+def _front(candidates: Candidates, totals: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Candidates that are better than every sparser one, by density; skip left out."""
+    front: list[int] = []
+    for number in np.argsort(candidates.density[: len(totals)], kind="stable"):
+        better = not front or totals[number] < totals[front[-1]]
+        if candidates.patterns[number].kind != "skip" and np.isfinite(totals[number]) and better:
+            front.append(int(number))
+    return np.array(front, dtype=np.intp)
+
+
+def _between(densities: NDArray[np.float64], density: float, heads: int) -> tuple[int, int, int]:
+    """Two neighbours of a rising row and how many of the heads take the second one."""
+    low = int(np.searchsorted(densities, density + 1e-9, side="right")) - 1
+    if low < 0:
+        raise ValueError(
+            f"controls: no candidate but skip has a density of at most {density:.4f}, expected one"
+        )
+    high = min(low + 1, len(densities) - 1)
+    step = float(densities[high] - densities[low])
+    return low, high, 0 if high == low else int((density - densities[low]) / step * heads + 1e-6)
+
+
+def evenly_spread(shape: tuple[int, ...], count: int) -> NDArray[np.bool_]:
+    """bool array of a shape with `count` true cells, as evenly spread as multiples of the golden section."""
+    return np.asarray(np.argsort(np.argsort((np.arange(math.prod(shape)) * GOLDEN) % 1.0)) < count).reshape(
+        shape
+    )
 
 
 def permute(plan: SparsePlan, seed: int) -> SparsePlan:

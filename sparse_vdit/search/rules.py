@@ -32,7 +32,7 @@ from sparse_vdit.plan.sparse import SparsePlan
 from sparse_vdit.presets import densities, fitted_stripe
 
 from .candidates import PENALTY, Candidates, box
-from .controls import kept_blocks
+from .controls import evenly_spread, kept_blocks
 from .cost import price_layer
 from .decisions import Decisions, Options, sparsity
 from .hardware import Hardware
@@ -44,7 +44,6 @@ __all__ = [
 
 WIDTHS = 28  # of a family, at most
 WIDEST = 0.9  # density of a family's widest pattern
-GOLDEN = 0.6180339887498949  # multiples of it modulo 1 spread evenly, however many there are
 CLOSE = 1e-3  # of the time asked for: near enough
 
 
@@ -348,12 +347,11 @@ def _mixed(
 ) -> Options:
     """`high` for as many evenly spread heads as the time allows, `low` for the others."""
     cells = sum(rung.size for rung in low.values())
-    rank = np.argsort(np.argsort((np.arange(cells) * GOLDEN) % 1.0))
 
     def at(count: int) -> Options:
-        first, found = 0, {}
+        first, found, spread = 0, {}, evenly_spread((cells,), count)
         for name, rung in low.items():
-            taken = (rank[first : first + rung.size] < count).reshape(rung.shape)
+            taken = spread[first : first + rung.size].reshape(rung.shape)
             found[name] = np.where(taken, high[name], rung).astype(np.int32)
             first += rung.size
         return found

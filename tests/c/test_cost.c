@@ -59,7 +59,7 @@ static sv_cost_pool make_pool(int64_t n_samples) {
   for (int p = 0; p < PATTERNS; p++) {
     for (int64_t i = 0; i < nq * nk; i++) masks[p][i] = p == 1 || (p > 1 && (int)(draw() % 100) < 15 * p);
     orders[p] = p % 3 - 1;
-    CHECK_OK(sv_visits_emit_mask(&geometry, masks[p], p > 1, rows + p * nq, &codes));
+    CHECK_OK(sv_visits_emit_mask(&geometry, masks[p], p > 1, rows + p * nq, &codes, NULL));
   }
   if (code_room.data) guard_free(&code_room);
   code_room = guard_alloc((size_t)codes.n * 4);

@@ -28,7 +28,7 @@ static void make_visits(const spec *s, probe_case *c) {
   sv_row *rows = c->visits.data;
   for (int64_t h = 0; h < s->n_heads; h++)
     CHECK_OK(sv_visits_emit_mask(&b->args.geometry, b->mask + h * b->nq * b->nk, h % 2 == 0, rows + h * b->nq,
-                                 &codes));
+                                 &codes, NULL));
   c->codes = guard_alloc((size_t)codes.n * sizeof(uint32_t));
   if (codes.n > 0) memcpy(c->codes.data, codes.words, (size_t)codes.n * sizeof(uint32_t));
   c->args.visits = rows;

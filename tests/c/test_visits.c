@@ -373,7 +373,7 @@ static void check_failing_allocations(void) {
     sv_row rows[10];
     sv_codes codes = {0};
     sv_scratch_fail_at(n);
-    status = sv_visits_emit_mask(&ten, mask, 1, rows, &codes);
+    status = sv_visits_emit_mask(&ten, mask, 1, rows, &codes, NULL);
     sv_scratch_fail_at(0);
     sv_codes_free(&codes);
     CHECK(sv_scratch_live() == live, "masks: allocation %d failing leaks", n);
