@@ -21,7 +21,7 @@ def test_without_rotary_embedding() -> None:
     stock, plan = small.run(), mixed_plan(small)
     with sparse_vdit.applied(small.pipe, uniform_plan(small, Pattern.full())):
         assert torch.equal(small.run(), stock)
-    with oracle(plan):
+    with oracle(small.pipe, plan):
         expected = small.run()
     with sparse_vdit.applied(small.pipe, plan):
         assert apart(small.run(), expected) < 2e-5
@@ -34,7 +34,7 @@ def test_autocast(name: str) -> None:
     plan = mixed_plan(small)
     with torch.autocast("cpu", torch.bfloat16):
         stock = small.run()
-        with oracle(plan):
+        with oracle(small.pipe, plan):
             expected = small.run()
         with sparse_vdit.applied(small.pipe, uniform_plan(small, Pattern.full())):
             assert torch.equal(small.run(), stock)

@@ -17,7 +17,7 @@ from kit import tiny  # noqa: E402
 from kit.stock import apart, mixed_plan, oracle, spread, uniform_plan  # noqa: E402
 
 import sparse_vdit  # noqa: E402
-from sparse_vdit import Pattern, SparseVDiTError, UnsupportedError  # noqa: E402
+from sparse_vdit import Pattern, SparsePlan, SparseVDiTError, UnsupportedError  # noqa: E402
 
 pytestmark = pytest.mark.models
 
@@ -31,7 +31,7 @@ def check(small: tiny.Tiny, tolerance: float = TOLERANCE) -> None:
     with sparse_vdit.applied(small.pipe, uniform_plan(small, Pattern.full())):
         assert torch.equal(small.run(), stock)
     plan = mixed_plan(small)
-    with oracle(plan) as calls:
+    with oracle(small.pipe, plan) as calls:
         expected = small.run()
     with sparse_vdit.applied(small.pipe, plan):
         assert apart(small.run(), expected) < tolerance
@@ -58,7 +58,7 @@ def test_lora(name: str) -> None:
     sparse_vdit.remove(small.pipe)
     assert apart(small.run(), plain) > 1e-3
     check(small)
-    with oracle(plan):
+    with oracle(small.pipe, plan):
         assert apart(with_lora, small.run()) < TOLERANCE
 
 
@@ -141,7 +141,7 @@ def test_layerwise_casting(name: str) -> None:
 def test_group_offload() -> None:
     small = tiny.wan()
     plan = mixed_plan(small)
-    with oracle(plan):
+    with oracle(small.pipe, plan):
         expected = small.run()
     sparse_vdit.apply(small.pipe, plan)
     options = {"onload_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
@@ -189,30 +189,37 @@ def test_first_block_cache(name: str, ours_first: bool) -> None:
 
 
 def both_orders(small: tiny.Tiny, enable: Callable[[], None], ours_first: bool) -> None:
-    """A cache gives the same bits with a full plan as with none, and with a sparse plan it skips as much."""
-    module = small.pipe.transformer
+    """A cache gives stock bits with a full plan and the oracle's numbers with a sparse one; it skips as much."""
     enable()
     stock = small.run()
-    module.disable_cache()
-    for plan in (uniform_plan(small, Pattern.full()), mixed_plan(small)):
-        if ours_first:
-            sparse_vdit.apply(small.pipe, plan)
-            enable()
-        else:
-            enable()
-            sparse_vdit.apply(small.pipe, plan)
-        out = small.run()
-        found = sparse_vdit.explain(small.pipe)
-        calls = found.sparse_calls + sum(found.dense_calls.values())
-        sparse_vdit.remove(small.pipe)
-        module.disable_cache()
-        if plan.families() == {"full": plan.model.layers * plan.model.heads}:
-            assert torch.equal(out, stock)
-        else:
-            assert found.sparse_calls > 0
-            assert apart(out, stock) > 1e-3
-        forwards = small.steps * (2 if small.name == "wan" else 1)
-        assert 0 < calls < forwards * plan.model.layers  # the cache did skip
+    small.pipe.transformer.disable_cache()
+    ours, full = cached(small, enable, uniform_plan(small, Pattern.full()), ours_first)
+    assert torch.equal(ours, stock)
+    assert full.sparse_calls == 0
+
+    plan = mixed_plan(small)
+    enable()
+    with oracle(small.pipe, plan) as calls:
+        expected = small.run()
+    small.pipe.transformer.disable_cache()
+    ours, sparse = cached(small, enable, plan, ours_first)
+    assert apart(ours, expected) < TOLERANCE
+    assert apart(stock, expected) > 100 * TOLERANCE
+    assert sparse.sparse_calls == calls[0]
+
+    forwards = small.steps * (2 if small.name == "wan" else 1)
+    for taken in (calls[0], sum(full.dense_calls.values())):
+        assert 0 < taken < forwards * plan.model.layers  # the cache did skip
+
+
+def cached(small: tiny.Tiny, enable: Callable[[], None], plan: SparsePlan, ours_first: bool) -> Any:
+    """A run under a plan and a cache, and what `explain` says of it; both are off again after it."""
+    for step in (lambda: sparse_vdit.apply(small.pipe, plan), enable)[:: 1 if ours_first else -1]:
+        step()
+    out, found = small.run(), sparse_vdit.explain(small.pipe)
+    sparse_vdit.remove(small.pipe)
+    small.pipe.transformer.disable_cache()
+    return out, found
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -224,7 +231,7 @@ def test_half_precision(name: str, dtype: Any) -> None:
         if isinstance(value, torch.Tensor) and "mask" not in key:
             small.inputs[key] = value.to(dtype)
     plan = mixed_plan(small)
-    with oracle(plan):
+    with oracle(small.pipe, plan):
         expected = small.run()
     with sparse_vdit.applied(small.pipe, plan):
         ours = small.run()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.models
 def test_batch_with_unequal_text_lengths(remainder: float | None) -> None:
     small = tiny.hunyuan_video(batch=3)
     plan = mixed_plan(small, remainder=remainder)
-    with oracle(plan):
+    with oracle(small.pipe, plan):
         expected = small.run()
     with sparse_vdit.applied(small.pipe, plan):
         ours = small.run()
@@ -47,7 +47,7 @@ def test_true_guidance() -> None:
         "negative_prompt_attention_mask": torch.cat([torch.ones(1, 4), torch.zeros(1, 12)], 1),
     }
     plan = mixed_plan(small)
-    with oracle(plan) as calls:
+    with oracle(small.pipe, plan) as calls:
         expected = small.run()
     with sparse_vdit.applied(small.pipe, plan):
         ours = small.run()
@@ -101,7 +101,7 @@ def test_image_to_video_by_token_replace() -> None:
     plan = mixed_plan(small)
     with torch.no_grad():
         stock = transformer(**call)[0]
-        with oracle(plan):
+        with oracle(small.pipe, plan):
             expected = transformer(**call)[0]
         with sparse_vdit.applied(transformer, uniform_plan(small, Pattern.full())):
             assert torch.equal(transformer(**call)[0], stock)

@@ -12,7 +12,7 @@ from kit import tiny  # noqa: E402
 from kit.stock import apart, mixed_plan, oracle, uniform_plan  # noqa: E402
 
 import sparse_vdit  # noqa: E402
-from sparse_vdit import Pattern  # noqa: E402
+from sparse_vdit import Pattern, SparsePlan  # noqa: E402
 
 pytestmark = pytest.mark.models
 
@@ -50,7 +50,7 @@ def test_dense_warm_up_is_stock(name: str) -> None:
 def test_sparse_plan_is_the_oracle(name: str, remainder: float | None) -> None:
     small = tiny.FAMILIES[name](size=tiny.SMALL if name in ("cogvideox1.5", "wan2.2") else tiny.LARGE)
     plan = mixed_plan(small, remainder=remainder)
-    with oracle(plan) as calls:
+    with oracle(small.pipe, plan) as calls:
         expected = small.run()
     assert calls[0] > 0
     with sparse_vdit.applied(small.pipe, plan):
@@ -67,9 +67,40 @@ def test_sparse_with_dense_warm_up_is_the_oracle(name: str) -> None:
     """The first step dense, the second sparse: the noise level decides."""
     small = tiny.FAMILIES[name]()
     plan = mixed_plan(small, dense_above=0.95)
+    with oracle(small.pipe, plan) as calls:
+        expected = small.run()
     with sparse_vdit.applied(small.pipe, plan):
         ours = small.run()
         found = sparse_vdit.explain(small.pipe)
-    layers, warm_up = plan.model.layers, found.dense_calls["dense warm-up"]
-    assert warm_up == found.sparse_calls == layers * (2 if name == "wan" else 1)
-    assert not torch.equal(ours, small.run())
+    calls_a_step = plan.model.layers * (2 if name == "wan" else 1)
+    assert calls == {None: calls_a_step, 0: calls_a_step}
+    assert found.dense_calls["dense warm-up"] == found.sparse_calls == calls_a_step
+    assert apart(ours, expected) < TOLERANCE
+    assert apart(small.run(), expected) > 10 * TOLERANCE  # one step of two
+
+
+def three_bins(small: tiny.Tiny) -> SparsePlan:
+    """Four steps, each on its own: dense, then bins 2, 1 and 0; the edges lie between the steps' levels."""
+    small.run()
+    levels = small.pipe.scheduler.timesteps.double() / small.pipe.scheduler.config.num_train_timesteps
+    dense_above, upper, lower = ((levels[:-1] + levels[1:]) / 2).tolist()
+    return mixed_plan(small, remainder=-0.5, bins=(0.0, lower, upper, 1.0), dense_above=dense_above)
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "hunyuan_video", "wan", "wan2.2"])
+def test_every_bin_is_the_oracle(name: str) -> None:
+    """Three bins of different patterns and remainders, dense above."""
+    small = tiny.FAMILIES[name]()
+    small.steps = 4
+    plan = three_bins(small)
+    with oracle(small.pipe, plan) as calls:
+        expected = small.run()
+    calls_a_step = plan.model.layers * (2 if small.name == "wan" else 1)
+    assert calls == dict.fromkeys((None, 2, 1, 0), calls_a_step)
+    with sparse_vdit.applied(small.pipe, plan):
+        ours = small.run()
+        found = sparse_vdit.explain(small.pipe)
+    assert found.sparse_calls == 3 * calls_a_step
+    assert found.dense_calls == {"dense warm-up": calls_a_step}
+    assert apart(ours, expected) < TOLERANCE
+    assert apart(small.run(), expected) > 100 * TOLERANCE

@@ -33,7 +33,7 @@ def test_image_keys_of_cross_attention_are_untouched() -> None:
     plan = mixed_plan(small)
     with torch.no_grad():
         stock = transformer(**call)[0]
-        with oracle(plan) as calls:
+        with oracle(small.pipe, plan) as calls:
             expected = transformer(**call)[0]
         assert calls[0] == 3
         with sparse_vdit.applied(transformer, uniform_plan(small, Pattern.full())):
