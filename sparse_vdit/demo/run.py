@@ -46,11 +46,11 @@ from .results import Results, numbers
 log = logging.getLogger(__name__)
 
 PROMPTS = (
-    "red disc moving right, slow on plain navy ground",
-    "blue square moving left, slow on plain white ground",
+    "red disc moving right, fast on plain navy ground",
+    "cyan disc moving up, fast on plain black ground",
     "green triangle moving left, fast on graded white ground",
-    "yellow triangle moving left, slow on plain brown ground",
-    "cyan disc moving up, slow on plain black ground",
+    "yellow ring moving down, fast on plain brown ground",
+    "blue square moving left, fast on plain white ground",
 )
 FIRST_SEED = 100
 FIRST_CLIP = 500  # of the held-out scenes
