@@ -283,5 +283,5 @@ def standing_notes(steps: int) -> list[str]:
         "PSNR says whether the same sample was drawn, and flatters blur: hence SSIM and the held-out loss.",
         "All metrics are measured on decoded tensors, never on compressed files.",
         "The model is small and was trained briefly: it draws a body of the named colour on the named ground, "
-        "without its shape and only partly with its motion; the prompts here are of one body, which it does best.",
+        "moving as told, without its shape; the prompts here are of one fast body, which it does best.",
     ]

@@ -27,6 +27,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from sparse_vdit.demo import clips, scenes
@@ -382,6 +383,16 @@ class Trainer:
         path = self.options.out / "state.safetensors"
         if not path.exists():
             return False
+        try:
+            self._restore(path)
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            said = " ".join(str(error).split())[:99]
+            raise SystemExit(
+                f"train.py: {path} cannot be read ({said}), expected one of this model"
+            ) from None
+        return True
+
+    def _restore(self, path: Path) -> None:
         tensors = load_file(path, device=str(self.device))
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         self.average = {k[8:]: v.clone() for k, v in tensors.items() if k.startswith("average.")}
@@ -393,7 +404,6 @@ class Trainer:
                 state.setdefault(int(number), {})[key] = value.clone()
         self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
         self.counters = read_counters(path)
-        return True
 
     def step(self, progress: float) -> tuple[float, int]:
         """Takes one optimiser step; returns the mean loss and the grid."""
@@ -436,8 +446,6 @@ class Trainer:
 
 def read_counters(path: Path) -> dict[str, Any]:
     """Reads the counters out of a checkpoint."""
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["counters"])
 

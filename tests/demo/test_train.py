@@ -22,7 +22,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from safetensors import SafetensorError  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sparse_vdit.demo import clips, pipeline, scenes, train  # noqa: E402
@@ -324,21 +323,18 @@ def of_another_model(whole: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "error"),
-    [
-        (truncated, SafetensorError),
-        (lambda whole, target: target.write_bytes(b""), SafetensorError),
-        (without_optimisers, KeyError),
-        (of_another_model, RuntimeError),
-    ],
+    "spoil",
+    [truncated, lambda whole, target: target.write_bytes(b""), without_optimisers, of_another_model],
     ids=["truncated", "empty", "without optimisers", "of another model"],
 )
 def test_a_checkpoint_that_is_none_is_refused_and_kept(
-    spoil: Callable[[Path, Path], object], error: type[Exception], whole: Path, tmp_path: Path
+    spoil: Callable[[Path, Path], object], whole: Path, tmp_path: Path
 ) -> None:
     spoil(whole, state(tmp_path))
     before = state(tmp_path).read_bytes()
-    with pytest.raises(error):
+    with pytest.raises(
+        SystemExit, match=r"state\.safetensors cannot be read \(.+\), expected one of this model"
+    ):
         train.main(["--out", str(tmp_path), *TINY])
     assert state(tmp_path).read_bytes() == before
 
