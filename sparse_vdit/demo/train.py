@@ -386,10 +386,8 @@ class Trainer:
         try:
             self._restore(path)
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            said = " ".join(str(error).split())[:99]
-            raise SystemExit(
-                f"train.py: {path} cannot be read ({said}), expected one of this model"
-            ) from None
+            said = f"{path} cannot be read ({str(error).split(chr(10))[0][:99]})"
+            raise SystemExit(f"train.py: {said}, expected a checkpoint of this model") from None
         return True
 
     def _restore(self, path: Path) -> None:

@@ -333,7 +333,7 @@ def test_a_checkpoint_that_is_none_is_refused_and_kept(
     spoil(whole, state(tmp_path))
     before = state(tmp_path).read_bytes()
     with pytest.raises(
-        SystemExit, match=r"state\.safetensors cannot be read \(.+\), expected one of this model"
+        SystemExit, match=r"state\.safetensors cannot be read \(.+\), expected a checkpoint of this model"
     ):
         train.main(["--out", str(tmp_path), *TINY])
     assert state(tmp_path).read_bytes() == before
