@@ -186,7 +186,7 @@ class BuildExt(build_ext):
         obj = Path(folder, source).with_suffix(".o")
         if self.force or is_stale(obj):
             obj.parent.mkdir(parents=True, exist_ok=True)
-            options = [*flags, "-MMD", "-MF", str(obj.with_suffix(".d"))]
+            options = [*flags, "-MD", "-MF", str(obj.with_suffix(".d"))]
             try:
                 self.compiler.compile(
                     [source], folder, ext.define_macros, ext.include_dirs, extra_postargs=options

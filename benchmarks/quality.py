@@ -426,8 +426,10 @@ def _lab_folder(recordings: Path | None, folder: Path, identity: Mapping[str, An
     """Where errors, prices and dense videos are kept; a folder of other settings, weights or machine is refused."""
     if recordings is not None:
         folder = recordings.with_name(recordings.name + ".parts")
-        if not (folder / "lab").exists():
+        if not ((folder / "lab").exists() and (folder / "errors-ours.safetensors").exists()):
             raise SystemExit(f"bench: {folder} holds no recordings, expected the parts of a quality run")
+    if not (folder / "lab").exists() and any(folder.glob("errors-*")):
+        raise SystemExit(f"bench: {folder} is of an earlier version, expected another file, or remove it")
     journal = Journal(folder / "lab", {name: identity[name] for name in identity if name not in OF_THE_RULES})
     try:
         yield folder

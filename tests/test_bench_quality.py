@@ -285,12 +285,18 @@ def test_recordings_are_shared_with_runs_of_other_rules_alone(
         run("second.json", *first)
     with pytest.raises(SystemExit, match="the time is up"):
         run("first.json")
+    with pytest.raises(SystemExit, match=r"first\.json\.parts holds no recordings"):
+        run("second.json", *first)
+    (tmp_path / "first.json.parts" / "errors-ours.safetensors").touch()
     with pytest.raises(SystemExit, match="the time is up"):
         run("second.json", *first, "--weights", "relative", "--targets", "2")
     assert folders[-1] == tmp_path / "first.json.parts"
     assert (tmp_path / "second.json.parts" / "journal").exists()
     with pytest.raises(ValueError, match="journal: steps is 10 in lab, expected 8"):
         run("third.json", *first, "--steps", "8")
+    (tmp_path / "first.json.parts" / "lab").unlink()
+    with pytest.raises(SystemExit, match="is of an earlier version"):
+        run("first.json")
 
 
 def test_an_array_is_written_whole_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

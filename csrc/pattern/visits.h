@@ -69,11 +69,11 @@ void sv_codes_free(sv_codes *codes);
  *   contract [alloc pool | errors ARG NOMEM INTERRUPTED | any thread | bitwise repeatable] */
 sv_status sv_visits_emit(const sv_geometry *g, const sv_pattern *pattern, int with_remainder,
                          sv_row *out_rows, sv_codes *codes, const sv_poll *poll);
-/* sv_visits_emit_mask — the same from a block mask, uint8 [nq, nk], as it stands (controls and tests). */
+/* sv_visits_emit_mask — the same from a block mask, uint8 [nq, nk], as it stands (controls and tests). poll (or
+ * NULL) is asked once per query block, here and below. */
 sv_status sv_visits_emit_mask(const sv_geometry *g, const uint8_t *mask, int with_remainder, sv_row *out_rows,
                               sv_codes *codes, const sv_poll *poll);
-/* sv_visits_mask — decodes rows into a block mask, uint8 [nq, nk]; checks every bound (SV_ERR_ARG). poll (or
- * NULL) is asked once per query block, here and below. */
+/* sv_visits_mask — decodes rows into a block mask, uint8 [nq, nk]; checks every bound (SV_ERR_ARG). */
 sv_status sv_visits_mask(const sv_geometry *g, const sv_row *rows, const uint32_t *codes, int64_t n_codes,
                          const sv_poll *poll, uint8_t *out_mask);
 /* sv_visits_row_mask — the same for one query block of `rows` [nq]: uint8 [nk]. Its pooled tiles are not read. */

@@ -1,7 +1,7 @@
 """Plans that a good plan must beat: as dense as it is, with a remainder wherever it has one.
 
 random      random block masks, as many blocks per query block as the plan computes
-uniform     the one pattern that is best for all heads together
+uniform     the one pattern that is best for all heads together, for some of them the next denser one
 permuted    the plan's own patterns, moved to other heads
 """
 

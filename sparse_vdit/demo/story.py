@@ -76,7 +76,7 @@ def _clip(results: Results, number: int) -> page.Clip:
 
 TITLES = {
     "sparse": "plan per head",
-    "uniform": "best uniform pattern",
+    "uniform": "best uniform pattern (some heads the next)",
     "permuted": "plan permuted among heads",
     "random": "random blocks",
 }
@@ -283,5 +283,5 @@ def standing_notes(steps: int) -> list[str]:
         "PSNR says whether the same sample was drawn, and flatters blur: hence SSIM and the held-out loss.",
         "All metrics are measured on decoded tensors, never on compressed files.",
         "The model is small and was trained briefly: it draws a body of the named colour on the named ground, "
-        "moving as told, without its shape; the prompts here are of one fast body, which it does best.",
+        "where fast bodies move as told, without its shape; the prompts here are of one fast body, which it does best.",
     ]

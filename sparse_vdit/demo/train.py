@@ -385,8 +385,8 @@ class Trainer:
             return False
         try:
             self._restore(path)
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            said = f"{path} cannot be read ({str(error).split(chr(10))[0][:99]})"
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            said = f"{path} cannot be read ({' '.join(str(error).split())[:150]})"
             raise SystemExit(f"train.py: {said}, expected a checkpoint of this model") from None
         return True
 

@@ -67,9 +67,8 @@ def _part(
         return np.take_along_axis(values, choice[..., None], axis=-1)[..., 0]
 
     fitted = taken(betas.reshape(*errors.shape, -1, 2)[..., columns, 1])
-    is_better = (
-        taken(pairs[..., 1]) < taken(pairs[..., 0]) if remainder else np.zeros(errors.shape, dtype=bool)
-    )
+    plain, with_remainder = taken(pairs[..., 0]), taken(pairs[..., 1])
+    is_better = remainder & np.isfinite(with_remainder) & ~(with_remainder >= plain)
     used, numbers = np.unique(choice, return_inverse=True)
     return TransformerPlan(
         errors.model, errors.candidates.geometry, [patterns[number] for number in used],

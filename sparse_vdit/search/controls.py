@@ -1,4 +1,5 @@
-"""Controls at the same density: the best uniform pattern, the plan permuted among heads, random block masks.
+"""Controls at the same density: the best uniform pattern (some heads the next denser one), the plan permuted among
+heads, random block masks.
 
 A comparison that cannot tell the chosen plan from these does not measure quality. The best uniform pattern in a
 *time* is `select.uniform`.
@@ -63,7 +64,8 @@ def uniform_at_density(
         return np.take_along_axis(values, choice[..., None], axis=-1)[..., 0]
 
     fitted = taken(betas.reshape(*errors.shape, -1, 2)[..., : len(candidates.patterns), 1])
-    is_better = taken(pairs[..., 1]) < taken(pairs[..., 0])
+    plain, with_remainder = taken(pairs[..., 0]), taken(pairs[..., 1])
+    is_better = np.isfinite(with_remainder) & ~(with_remainder >= plain)
     used, numbers = np.unique(choice, return_inverse=True)
     plan = TransformerPlan(
         errors.model,
@@ -77,8 +79,8 @@ def uniform_at_density(
     note = {
         "made_by": "search.uniform_at_density",
         "density_asked": float(density),
-        "patterns": [candidates.name(front[low]), candidates.name(front[high])],
-        "heads_of_the_second": denser,
+        "patterns": [candidates.name(int(number)) for number in used],
+        "heads_of_the_denser": denser,
         "weights": measure,
     }
     return SparsePlan(plan, note | dict(provenance or {}))

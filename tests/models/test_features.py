@@ -206,7 +206,9 @@ def both_orders(small: tiny.Tiny, enable: Callable[[], None], ours_first: bool) 
     assert apart(ours, expected) < TOLERANCE
     assert apart(stock, expected) > 100 * TOLERANCE
     assert sparse.sparse_calls == calls.total()
-    assert min(calls[2], calls[0]) > 0
+    assert min(calls[2], calls[0]) > 0, (
+        "the first and the last bin attend; the cache may skip all of the middle one"
+    )
 
     forwards = small.steps * (2 if small.name == "wan" else 1)
     for taken in (calls.total(), sum(full.dense_calls.values())):
