@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparse_vdit.pattern import Pattern
 from sparse_vdit.plan.sparse import SparsePlan
@@ -50,30 +51,42 @@ def choose(
 def _part(
     name: str, errors: HeadErrors, patterns: Sequence[Pattern], remainder: bool, dense_above: float
 ) -> TransformerPlan:
-    found, betas = errors.options()
     columns = np.array(_columns(errors, patterns))
-    pairs = found.reshape(*errors.shape, -1, 2)[
-        ..., columns, :
-    ]  # [bins, layers, heads, patterns, plain or remainder]
+    pairs = errors.options()[0].reshape(*errors.shape, -1, 2)[..., columns, :]  # plain, with remainder
     least = np.fmin(pairs[..., 0], pairs[..., 1]) if remainder else pairs[..., 0]
     if np.isnan(least).all(axis=-1).any():
         bin_, layer, head = (int(n) for n in np.argwhere(np.isnan(least).all(axis=-1))[0])
         raise ValueError(
             f"choose: no pattern has a finite error in {name}, bin {bin_}, layer {layer}, head {head}, expected one"
         )
-    choice = np.argmin(np.where(np.isnan(least), np.inf, least), axis=-1)
+    best = np.argmin(np.where(np.isnan(least), np.inf, least), axis=-1)
+    return plan_of(errors, columns[best], remainder=remainder, dense_above=dense_above)
 
-    def taken(values: Any) -> Any:
-        return np.take_along_axis(values, choice[..., None], axis=-1)[..., 0]
 
-    fitted = taken(betas.reshape(*errors.shape, -1, 2)[..., columns, 1])
-    plain, with_remainder = taken(pairs[..., 0]), taken(pairs[..., 1])
-    is_better = remainder & np.isfinite(with_remainder) & ~(with_remainder >= plain)
+def plan_of(
+    errors: HeadErrors, choice: NDArray[np.intp], *, remainder: bool, dense_above: float
+) -> TransformerPlan:
+    """The plan that gives every head a candidate, with its fitted remainder where that is better and asked for.
+
+    Args:
+        errors: of the candidates.
+        choice: numbers of patterns [bins, layers, heads], no mass stripes.
+        remainder: whether heads may have one.
+        dense_above: steps with a higher noise level are dense.
+    """
+
+    def taken(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of options [.., 2 * candidates], those of the choice [.., 2]: plain, with remainder."""
+        pairs = values.reshape(*errors.shape, -1, 2)
+        return np.take_along_axis(pairs, choice[..., None, None], axis=-2)[..., 0, :]
+
+    found, betas = map(taken, errors.options())
+    is_better = remainder & np.isfinite(found[..., 1]) & ~(found[..., 1] >= found[..., 0])
     used, numbers = np.unique(choice, return_inverse=True)
     return TransformerPlan(
-        errors.model, errors.candidates.geometry, [patterns[number] for number in used],
-        numbers.reshape(errors.shape).astype(np.int32), np.where(is_better, fitted, np.nan).astype(np.float64),
-        errors.bins, dense_above,
+        errors.model, errors.candidates.geometry, [errors.candidates.patterns[number] for number in used],
+        numbers.reshape(errors.shape).astype(np.int32),
+        np.where(is_better, betas[..., 1], np.nan).astype(np.float64), errors.bins, dense_above,
     )  # fmt: skip
 
 

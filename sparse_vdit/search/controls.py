@@ -20,6 +20,7 @@ from sparse_vdit.plan.sparse import SparsePlan
 from sparse_vdit.plan.transformer import TransformerPlan
 
 from .candidates import Candidates
+from .choose import plan_of
 from .head_errors import HeadErrors
 from .part import weights_of
 
@@ -53,33 +54,16 @@ def uniform_at_density(
         raise ValueError(f"controls: density is {density}, expected a finite number")
     candidates = errors.candidates
     measure, weight = weights_of(errors, weights)
-    found, betas = errors.options()
-    pairs = found.reshape(*errors.shape, -1, 2)[..., : len(candidates.patterns), :]  # plain, with remainder
-    least = np.fmin(pairs[..., 0], pairs[..., 1]).astype(np.float64)
+    pairs = errors.options()[0].reshape(*errors.shape, -1, 2)[..., : len(candidates.patterns), :]
+    least = np.fmin(pairs[..., 0], pairs[..., 1]).astype(np.float64)  # plain, with remainder
     front = _front(candidates, (least * weight[..., None]).sum(axis=(0, 1, 2)))
     low, high, denser = _between(candidates.density[front], density, math.prod(errors.shape))
     choice = np.where(evenly_spread(errors.shape, denser), front[high], front[low])
-
-    def taken(values: Any) -> Any:
-        return np.take_along_axis(values, choice[..., None], axis=-1)[..., 0]
-
-    fitted = taken(betas.reshape(*errors.shape, -1, 2)[..., : len(candidates.patterns), 1])
-    plain, with_remainder = taken(pairs[..., 0]), taken(pairs[..., 1])
-    is_better = np.isfinite(with_remainder) & ~(with_remainder >= plain)
-    used, numbers = np.unique(choice, return_inverse=True)
-    plan = TransformerPlan(
-        errors.model,
-        candidates.geometry,
-        [candidates.patterns[number] for number in used],
-        numbers.reshape(errors.shape).astype(np.int32),
-        np.where(is_better, fitted, np.nan).astype(np.float64),
-        errors.bins,
-        dense_above,
-    )
+    plan = plan_of(errors, choice, remainder=True, dense_above=dense_above)
     note = {
         "made_by": "search.uniform_at_density",
         "density_asked": float(density),
-        "patterns": [candidates.name(int(number)) for number in used],
+        "patterns": [candidates.name(int(number)) for number in np.unique(choice)],
         "heads_of_the_denser": denser,
         "weights": measure,
     }
